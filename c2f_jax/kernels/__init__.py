@@ -1,0 +1,49 @@
+"""Pure functions on arrays, differentiable, that need JAX alone: the crop, box arithmetic and attention pooling.
+
+Conventions, the same everywhere:
+
+- images are ``[..., H, W, C]``, maps ``[..., h, w]`` or ``[..., h, w, M]``;
+- boxes are ``[..., 4]``: ``[ymin, xmin, ymax, xmax]``, fractions of the image measured at pixel edges, so
+  ``[0, 0, 1, 1]`` is all of it. Boxes are *oriented*: ``xmin > xmax`` mirrors the view, ``ymin > ymax`` turns it over;
+- coordinates, sums and norms are computed in float32, or in float64 where that goes in.
+"""
+
+from c2f_jax.kernels.attention import (
+    bilinear_attention_pooling,
+    center_loss,
+    drop_mask,
+    resize_maps,
+    sample_attention_map,
+    update_centers,
+)
+from c2f_jax.kernels.boxes import (
+    area,
+    compose,
+    contains,
+    flip_horizontal,
+    iou,
+    ordered,
+    region_distribution,
+    soft_box,
+    threshold_box,
+)
+from c2f_jax.kernels.crop import crop_and_resize
+
+__all__ = [
+    "area",
+    "bilinear_attention_pooling",
+    "center_loss",
+    "compose",
+    "contains",
+    "crop_and_resize",
+    "drop_mask",
+    "flip_horizontal",
+    "iou",
+    "ordered",
+    "region_distribution",
+    "resize_maps",
+    "sample_attention_map",
+    "soft_box",
+    "threshold_box",
+    "update_centers",
+]

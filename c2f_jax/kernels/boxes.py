@@ -1,0 +1,156 @@
+"""Box arithmetic, and the boxes that a map points at: softly (differentiable) or by a threshold (not).
+
+Boxes are ``[..., 4]``: ``[ymin, xmin, ymax, xmax]``, fractions of the image at pixel edges; oriented, so
+``xmin > xmax`` is a mirrored view of the same place.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def ordered(boxes: jax.Array) -> jax.Array:
+    """The same places without orientation: min before max. [..., 4] -> [..., 4]."""
+    start, end = boxes[..., :2], boxes[..., 2:]
+    return jnp.concatenate([jnp.minimum(start, end), jnp.maximum(start, end)], axis=-1)
+
+
+def flip_horizontal(boxes: jax.Array) -> jax.Array:
+    """The same places, mirrored left to right. [..., 4] -> [..., 4]."""
+    return jnp.stack([boxes[..., 0], boxes[..., 3], boxes[..., 2], boxes[..., 1]], axis=-1)
+
+
+def compose(outer: jax.Array, inner: jax.Array) -> jax.Array:
+    """A box inside a view, in the coordinates of the image that the view was cut from.
+
+    Orientation is carried over: a box inside a mirrored view is mirrored.
+
+    Args:
+        outer: the view, [..., 4] in image coordinates.
+        inner: [..., 4] in the view's coordinates.
+
+    Returns:
+        [..., 4] in image coordinates.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> compose(jnp.array([0.0, 1.0, 1.0, 0.5]), jnp.array([0.0, 0.0, 0.5, 0.5])).tolist()
+        [0.0, 1.0, 0.5, 0.75]
+    """
+    start, extent = outer[..., :2], outer[..., 2:] - outer[..., :2]
+    return jnp.concatenate([start + inner[..., :2] * extent, start + inner[..., 2:] * extent], axis=-1)
+
+
+def area(boxes: jax.Array) -> jax.Array:
+    """Area as a fraction of the image's, whatever the orientation. [..., 4] -> [...]."""
+    extent = jnp.abs(boxes[..., 2:] - boxes[..., :2])
+    return extent[..., 0] * extent[..., 1]
+
+
+def iou(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Intersection over union, whatever the orientation; 0 for two boxes without area. [..., 4] x 2 -> [...]."""
+    a, b = ordered(a), ordered(b)
+    start, end = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
+    sides = jnp.maximum(end - start, 0.0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = area(a) + area(b) - intersection
+    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1.0), 0.0)
+
+
+def contains(boxes: jax.Array, points: jax.Array) -> jax.Array:
+    """Which points lie in their box, edges included. boxes [..., 4], points [..., P, 2] (y, x) -> bool [..., P]."""
+    boxes = ordered(boxes)[..., None, :]
+    return jnp.all((points >= boxes[..., :2]) & (points <= boxes[..., 2:]), axis=-1)
+
+
+def region_distribution(mean_attention: jax.Array, score: jax.Array) -> jax.Array:
+    """Where to look, as a distribution over positions: ``softmax(log(mean_attention + eps) + score)``.
+
+    With a score of zero it is the attention itself, normalised. ``eps`` follows the map's maximum, so the result does
+    not change with the map's scale; an all-zero map gives the softmax of the score.
+
+    Args:
+        mean_attention: [..., h, w], not negative.
+        score: [..., h, w], log odds that shift it.
+
+    Returns:
+        q [..., h, w] in float32 or wider; its sum over each map is 1.
+    """
+    dtype = jnp.promote_types(jnp.result_type(mean_attention, score), jnp.float32)
+    mean_attention, score = mean_attention.astype(dtype), score.astype(dtype)
+    peak = jax.lax.stop_gradient(jnp.max(mean_attention, axis=(-2, -1), keepdims=True))
+    return jax.nn.softmax(jnp.log(mean_attention + (1e-4 * peak + 1e-8)) + score, axis=(-2, -1))
+
+
+def soft_box(
+    q: jax.Array,
+    kappa: jax.Array | float = 3.0**0.5,
+    *,
+    min_side: float = 0.3,
+    max_side: float = 1.0,
+    temperature: float = 0.05,
+) -> jax.Array:
+    """The box around a distribution: its mean, and ``2 kappa`` standard deviations per axis; smooth in both arguments.
+
+    The variance counts each cell's own width, so a uniform map has exactly 1/sqrt(12), a one-hot map 1/sqrt(12) of a
+    cell, and the root never meets 0. ``kappa = sqrt(3)`` makes the box of a uniform block that block.
+
+    Args:
+        q: [..., h, w], not negative, its sum over each map 1.
+        kappa: half a side in standard deviations; broadcasts against the leading axes.
+        min_side, max_side: limits of the sides, as fractions of the view, approached smoothly.
+        temperature: width of the transition to the limits, in the same unit.
+
+    Returns:
+        Boxes [..., 4] inside the view [0, 0, 1, 1]: the centre is moved where a side would reach beyond it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> soft_box(jnp.full((8, 8), 1 / 64), temperature=1e-3).round(3).tolist()
+        [0.0, 0.0, 1.0, 1.0]
+    """
+
+    def interval(marginal: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cells = marginal.shape[-1]
+        centres = (jnp.arange(cells, dtype=marginal.dtype) + 0.5) / cells
+        mean = jnp.sum(marginal * centres, axis=-1, keepdims=True)
+        variance = jnp.sum(marginal * jnp.square(centres - mean), axis=-1) + 1.0 / (12.0 * cells**2)
+        wide = 2.0 * jnp.asarray(kappa, marginal.dtype) * jnp.sqrt(variance)
+        side = (
+            min_side
+            + temperature * jax.nn.softplus((wide - min_side) / temperature)
+            - temperature * jax.nn.softplus((wide - max_side) / temperature)
+        )
+        centre = jnp.clip(mean[..., 0], side / 2, 1.0 - side / 2)
+        return centre - side / 2, centre + side / 2
+
+    q = q.astype(jnp.promote_types(q.dtype, jnp.float32))
+    (ymin, ymax), (xmin, xmax) = interval(jnp.sum(q, axis=-1)), interval(jnp.sum(q, axis=-2))
+    return jnp.stack([ymin, xmin, ymax, xmax], axis=-1)
+
+
+def threshold_box(maps: jax.Array, threshold: jax.Array | float, *, padding: float) -> jax.Array:
+    """The box of the cells that reach a share of the map's maximum (WS-DAN's region); no gradient.
+
+    Args:
+        maps: [..., h, w], not negative.
+        threshold: share of the maximum; broadcasts against the leading axes.
+        padding: added on every side, as a fraction of the view.
+
+    Returns:
+        Boxes [..., 4], clipped to the view. An all-zero map gives the whole view.
+
+    References:
+        WS-DAN, arXiv:1901.09891, section 3.3; unlike its code, clipped to the view.
+    """
+    dtype = jnp.promote_types(maps.dtype, jnp.float32)
+    level = jnp.asarray(threshold, maps.dtype)[..., None, None] * jnp.max(maps, axis=(-2, -1), keepdims=True)
+    reached = maps >= level
+
+    def interval(hit: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cells = hit.shape[-1]
+        first = jnp.argmax(hit, axis=-1).astype(dtype)
+        last = cells - jnp.argmax(hit[..., ::-1], axis=-1).astype(dtype)
+        return jnp.maximum(first / cells - padding, 0.0), jnp.minimum(last / cells + padding, 1.0)
+
+    (ymin, ymax), (xmin, xmax) = interval(jnp.any(reached, axis=-1)), interval(jnp.any(reached, axis=-2))
+    return jnp.stack([ymin, xmin, ymax, xmax], axis=-1)
