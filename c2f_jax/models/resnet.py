@@ -1,0 +1,143 @@
+"""ResNet without its classifier: images `[B, H, W, 3]` to the last feature map `[B, H', W', N]`.
+
+Strides and padding are torchvision's, so converted weights give torchvision's features: zeros on both sides of every
+convolution (3x3 pads 1, the 7x7 stem pads 3), a 3x3 stride-2 max-pool padded by 1, and the stride of a bottleneck in
+its 3x3 ("v1.5"). 'SAME' padding, which pads only below and to the right when the stride is 2, would shift every map.
+
+Names follow torchvision's keys one by one:
+
+| torchvision               | here                                           |
+|---------------------------|------------------------------------------------|
+| `conv1`, `bn1`            | `conv1`, `bn1`                                 |
+| `layer2.0.conv1`          | `layer2_0/conv1`                               |
+| `layer2.0.bn3`            | `layer2_0/bn3`                                 |
+| `layer2.0.downsample.0`   | `layer2_0/downsample_conv`                     |
+| `layer2.0.downsample.1`   | `layer2_0/downsample_bn`                       |
+
+References: He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385; torchvision.models.resnet.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from c2f_jax.models.conv import Conv
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: `[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), width]`."""
+
+    width: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv(self.width, 3, strides=self.stride, padding=1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.conv(self.width, 3, padding=1, name="conv2")(y)
+        y = self.norm(name="bn2", scale_init=nn.initializers.zeros_init())(y)
+        return nn.relu(y + _shortcut(x, self.width, self.stride, self.conv, self.norm))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 and a shortcut: `[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), 4 * width]`."""
+
+    width: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = self.width * self.expansion
+        y = self.conv(self.width, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.conv(self.width, 3, strides=self.stride, padding=1, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y))
+        y = self.conv(features, 1, name="conv3")(y)
+        y = self.norm(name="bn3", scale_init=nn.initializers.zeros_init())(y)
+        return nn.relu(y + _shortcut(x, features, self.stride, self.conv, self.norm))
+
+
+def _shortcut(
+    x: jax.Array, features: int, stride: int, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]
+) -> jax.Array:
+    """The identity where shapes agree, else a projection (option B of the paper)."""
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    return norm(name="downsample_bn")(conv(features, 1, strides=stride, name="downsample_conv")(x))
+
+
+class ResNet(nn.Module):
+    """A residual feature extractor; the depths are in `c2f_jax.models.backbones`.
+
+    The last batch-norm scale of every block starts at zero, so that a fresh network begins as its shortcuts
+    (Goyal et al., arXiv:1706.02677, section 5.1).
+
+    Attributes:
+      block: `BasicBlock` or `Bottleneck`.
+      block_counts: blocks in layer1, layer2, ...
+      widths: width of each group's 3x3 convolutions; a bottleneck group has 4 times as many output channels.
+      group_strides: stride of each group's first block.
+      stem_width: channels after the first convolution.
+      stem_kernel: size of the first convolution (stride 2, padded by half its size).
+      stem_pool: whether a 3x3 stride-2 max-pool follows.
+      dtype: compute dtype; parameters and batch statistics stay float32.
+      axis_name: the mapped axis over which batch statistics are averaged under `pmap`; None under `jit`, where the
+        batch is the global one already.
+    """
+
+    block: type[BasicBlock] | type[Bottleneck]
+    block_counts: Sequence[int]
+    widths: Sequence[int] = (64, 128, 256, 512)
+    group_strides: Sequence[int] = (1, 2, 2, 2)
+    stem_width: int = 64
+    stem_kernel: int = 7
+    stem_pool: bool = True
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Images `[B, H, W, 3]` (normalised floats) to feature maps `[B, H', W', N]` of `dtype`, before any pooling.
+
+        Args:
+          x: images.
+          train: normalise by this batch's statistics and update the running ones (collection `batch_stats`);
+            otherwise use the running ones.
+        """
+        if not len(self.block_counts) == len(self.widths) == len(self.group_strides):
+            raise ValueError(
+                "block_counts, widths and group_strides need one entry per group, got "
+                f"{self.block_counts}, {self.widths}, {self.group_strides}"
+            )
+        conv = functools.partial(Conv, dtype=self.dtype)
+        norm = functools.partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,  # flax's momentum is the decay: PyTorch's 0.1
+            epsilon=1e-5,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+        )
+        x = conv(self.stem_width, self.stem_kernel, strides=2, padding=self.stem_kernel // 2, name="conv1")(x)
+        x = nn.relu(norm(name="bn1")(x))
+        if self.stem_pool:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        groups = zip(self.block_counts, self.widths, self.group_strides, strict=True)
+        for group, (count, width, stride) in enumerate(groups, start=1):
+            for index in range(count):
+                x = self.block(width, stride if index == 0 else 1, conv=conv, norm=norm, name=f"layer{group}_{index}")(
+                    x
+                )
+        return x

@@ -1,0 +1,133 @@
+"""Raw images -> coarse view -> box -> fine view: the one place where the two looks are written.
+
+Losses, evaluation, prediction and pictures all call `two_looks`; they differ in the coarse box, in the region rule and
+in how a view is prepared (normalised only, or with colour changes).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from c2f_jax.kernels import compose, crop_and_resize, resize_maps, threshold_box
+
+Region = Callable[[dict[str, jax.Array]], jax.Array]  # outputs of the coarse look -> boxes [B, 4] in its coordinates
+Prepare = Callable[[jax.Array], jax.Array]  # a view with values 0..255 -> what the network takes
+
+WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
+
+
+class Look(NamedTuple):
+    """One look at one view.
+
+    Attributes:
+        box: oriented box in raw coordinates [B, 4].
+        view: what the network saw [B, S, S, 3].
+        logits: [B, C].
+        out: the network's other outputs.
+        batch_stats: running statistics after this look (as they were, when not training).
+    """
+
+    box: jax.Array
+    view: jax.Array
+    logits: jax.Array
+    out: dict[str, jax.Array]
+    batch_stats: Any
+
+
+def whole_image_boxes(raw: jax.Array) -> jax.Array:
+    """raw [B, R, R, 3] -> boxes [B, 4] of the whole image."""
+    return jnp.broadcast_to(jnp.asarray(WHOLE_IMAGE), (raw.shape[0], 4))
+
+
+def learned_region(out: dict[str, jax.Array]) -> jax.Array:
+    """The inverse mapping's box [B, 4]."""
+    return out["box"]
+
+
+def threshold_region(out: dict[str, jax.Array], *, size: int) -> jax.Array:
+    """WS-DAN's region at test time: the mean map, resized to `size`, at 0.1 of its maximum, padded by 0.05. [B, 4]"""
+    mean_map = resize_maps(jnp.mean(out["attention_maps"], axis=-1), size)
+    return threshold_box(mean_map, 0.1, padding=0.05)
+
+
+def see(
+    network: nn.Module, params: Any, batch_stats: Any, view: jax.Array, *, train: bool, **collections: Any
+) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    """The network on one prepared view [B, S, S, 3] -> logits [B, C], outputs, batch statistics after it."""
+    variables = {"params": params, "batch_stats": batch_stats, **collections}
+    apply: Any = network.apply  # flax's type hides that `mutable` makes it return two things
+    if not train:
+        logits, out = apply(variables, view, train=False)
+        return logits, out, batch_stats
+    (logits, out), updated = apply(variables, view, train=True, mutable=["batch_stats"])
+    return logits, out, updated["batch_stats"]
+
+
+def look(
+    network: nn.Module,
+    params: Any,
+    batch_stats: Any,
+    raw: jax.Array,
+    box: jax.Array,
+    *,
+    view_size: int,
+    prepare: Prepare,
+    train: bool,
+    **collections: Any,
+) -> Look:
+    """Crops `box` [B, 4] out of raw [B, R, R, 3] and shows it to the network.
+
+    The crop is antialiased whenever a box may be larger than the view; two taps alias beyond a reduction of about 2.
+    """
+    view = prepare(crop_and_resize(raw, box, view_size, antialias=raw.shape[-3] > view_size))
+    logits, out, batch_stats = see(network, params, batch_stats, view, train=train, **collections)
+    return Look(box, view, logits, out, batch_stats)
+
+
+def two_looks(
+    network: nn.Module,
+    params: Any,
+    batch_stats: dict[str, Any],
+    raw: jax.Array,
+    coarse_box: jax.Array,
+    *,
+    region: Region | None,
+    view_size: int,
+    prepare: Prepare,
+    train: bool,
+    **collections: Any,
+) -> dict[str, Look]:
+    """The coarse look, and the fine one where a region rule says to look again.
+
+    Args:
+        network: maps a view to logits and outputs.
+        params: its parameters, shared by both looks.
+        batch_stats: {"coarse": ..., "fine": ...}: each kind of view has running statistics of its own.
+        raw: uint8 images [B, R, R, 3].
+        coarse_box: oriented boxes [B, 4] in raw coordinates.
+        region: rule from the coarse look's outputs to boxes in the coarse view's coordinates; None looks once.
+        view_size: S.
+        prepare: turns views with values 0..255 into the network's input; the same for both looks.
+        train: as in the network.
+        **collections: further variables of the coarse look (e.g. `perturbations`).
+
+    Returns:
+        {"coarse": Look} or {"coarse": Look, "fine": Look}; boxes in raw coordinates. The fine box inherits a mirror.
+    """
+    shown: dict[str, Any] = {"view_size": view_size, "prepare": prepare, "train": train}
+    looks = {"coarse": look(network, params, batch_stats["coarse"], raw, coarse_box, **shown, **collections)}
+    if region is not None:
+        fine_box = compose(coarse_box, region(looks["coarse"].out))
+        looks["fine"] = look(network, params, batch_stats["fine"], raw, fine_box, **shown)
+    return looks
+
+
+def log_probabilities(looks: dict[str, Look]) -> dict[str, jax.Array]:
+    """Log probabilities [B, C] of each look and, after two, of both: "fused", the mean of probabilities, not logits."""
+    result = {name: jax.nn.log_softmax(seen.logits, axis=-1) for name, seen in looks.items()}
+    if "fine" in result:
+        result["fused"] = jnp.logaddexp(result["coarse"], result["fine"]) - jnp.log(2.0)
+    return result

@@ -1,0 +1,123 @@
+"""EfficientNet-Lite0 has timm's parameters, and with the published weights the published model's answers."""
+
+import functools
+import os
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from jax import export
+
+from c2f_jax.models.backbones import BACKBONES
+from c2f_jax.models.conv import Conv
+from c2f_jax.models.efficientnet_lite import EfficientNetLite, InvertedResidual
+from c2f_jax.models.pretrained import load_pretrained, read_weights
+
+WEIGHTS_DIR = os.environ.get("C2F_WEIGHTS_DIR")
+
+
+def abstract_variables(backbone, size=64):
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x, train=False), image)
+
+
+def test_as_many_parameters_as_published():
+    variables = abstract_variables(EfficientNetLite())
+    # 4.652.008 with the classifier of 1000 classes.
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 4_652_008 - 1281 * 1000
+    assert set(variables["params"]) == {"conv_stem", "bn1", "conv_head", "bn2"} | {
+        f"blocks_{stage}_{block}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(count)
+    }
+
+
+def test_stride_16_keeps_the_parameters_and_doubles_the_map():
+    small, large = (EfficientNetLite(output_stride=stride) for stride in (32, 16))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, *map(abstract_variables, (small, large))))
+    for size, side in ((224, 7), (97, 4)):
+        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        for backbone, expected in ((small, side), (large, -(-size // 16))):
+            apply = lambda v, x, backbone=backbone: backbone.apply(v, x, train=False)  # noqa: E731
+            assert jax.eval_shape(apply, abstract_variables(small), image).shape == (1, expected, expected, 1280)
+
+
+def test_refuses_other_strides():
+    with pytest.raises(ValueError, match="output_stride must be 32 or 16, got 8"):
+        abstract_variables(EfficientNetLite(output_stride=8))
+
+
+def test_fresh_depthwise_kernels_keep_the_signal():
+    norm = functools.partial(nn.BatchNorm, use_running_average=True)
+    block = InvertedResidual(
+        192, kernel_size=5, stride=1, expansion=6, conv=functools.partial(Conv, padding="SAME"), norm=norm
+    )
+    kernel = block.init(jax.random.key(0), jnp.zeros((1, 5, 5, 192)))["params"]["conv_dw"]["kernel"]
+    # 28800 normal numbers, each channel's 25 with variance 2 / 25.
+    assert kernel.shape == (5, 5, 1, 1152) and np.std(kernel) == pytest.approx(np.sqrt(2 / 25), rel=0.03)
+
+
+@pytest.mark.slow
+def test_every_parameter_gets_a_gradient():
+    backbone = BACKBONES["efficientnet_lite0"](dtype=jnp.float32, axis_name=None, output_stride=16)
+    rng = np.random.default_rng(0)
+    images = np.float32(rng.normal(size=(4, 32, 32, 3)))
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        if path[-1].key == "kernel":
+            return np.float32(noise * np.sqrt(2 / np.prod(leaf.shape[:-1])))
+        return np.float32(0.1 * noise + (path[-1].key in ("scale", "var")))
+
+    variables = jax.tree_util.tree_map_with_path(draw, abstract_variables(backbone))
+
+    @jax.jit
+    def gradients(variables):
+        def loss(params):
+            out, updated = backbone.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return (out * jnp.sin(jnp.arange(out.size)).reshape(out.shape)).sum(), updated["batch_stats"]
+
+        gradient, updated = jax.grad(loss, has_aux=True)(variables["params"])
+        return gradient, jax.tree.map(jnp.subtract, updated, variables["batch_stats"])
+
+    # A block ends without activation: what its last bias adds, the batch norm after the next 1x1 convolution takes off.
+    idle = {"blocks_0_0/bn2/bias"} | {f"{name}/bn3/bias" for name in variables["params"]}
+    for tree in gradients(variables):
+        for path, leaf in traverse_util.flatten_dict(tree, sep="/").items():
+            assert np.isfinite(leaf).all() and (np.abs(leaf).max() > 1e-4 or path in idle), path
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_lowers_for_each_platform(platform):
+    backbone = EfficientNetLite(dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    f = jax.jit(lambda v, x: backbone.apply(v, x, train=False))
+    text = export.export(f, platforms=[platform])(abstract_variables(backbone), images).mlir_module()
+    # A stem, 15 + 16 1x1 convolutions in 16 blocks, as many depthwise ones as blocks, and a head; on CPU none is left.
+    assert text.count("stablehlo.convolution") == (0 if platform == "cpu" else 1 + 31 + 16 + 1)
+
+
+@pytest.mark.skipif(
+    WEIGHTS_DIR is None,
+    reason="set C2F_WEIGHTS_DIR to the folder of efficientnet_lite0_{imagenet.safetensors,reference.npz}",
+)
+def test_published_weights_give_the_published_answers():
+    folder = Path(WEIGHTS_DIR)
+    source = str(folder / "efficientnet_lite0_imagenet.safetensors")
+    reference = np.load(folder / "efficientnet_lite0_reference.npz")
+    backbone = BACKBONES["efficientnet_lite0"](dtype=jnp.float32, axis_name=None)
+    variables = load_pretrained(source, "efficientnet_lite0", abstract_variables(backbone))
+
+    images = (np.float32(reference["images"]) - 127) / 128
+    feature_maps = jax.jit(lambda v, x: backbone.apply(v, x, train=False))(variables, images)
+    assert feature_maps.shape == (2, 7, 7, 1280)
+    feature_mean = np.mean(feature_maps, axis=(1, 2))
+    np.testing.assert_allclose(feature_mean, reference["feature_mean"], rtol=0, atol=1e-4)
+
+    weights = read_weights(source)
+    logits = feature_mean @ weights["classifier.weight"].T + weights["classifier.bias"]
+    np.testing.assert_allclose(logits, reference["logits"], rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(np.argmax(logits, axis=1), [285, 967])  # Egyptian cat, espresso
+    np.testing.assert_array_equal(np.argsort(-logits)[:, :5], np.argsort(-reference["logits"])[:, :5])
