@@ -1,0 +1,1 @@
+"""TFDS builders of our own; TensorFlow is not needed, neither for preparing nor for reading."""

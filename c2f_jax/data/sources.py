@@ -1,0 +1,116 @@
+"""Name -> random-access sources of examples, one per split.
+
+An example is a dict: `image` uint8 [H, W, 3], `label` int, `index` int (its position in its split) and, where known,
+`box` float32 [4] (ymin, xmin, ymax, xmax, normalised to the image), `parts` float32 [P, 2] (y, x) and `part_visible`
+bool [P].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from c2f_jax.data import folders, paper_birds
+from c2f_jax.errors import UserError
+
+Example = dict[str, Any]
+
+NAMES = ("paper_birds", "cub200_2011", "folder")
+
+
+class Source(Protocol):
+    """What grain calls a random-access data source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class Subset:
+    """Some examples of a source, in the order of `indices`; each keeps the `index` it has in the source."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
+        self._source, self._indices = source, np.asarray(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._indices[index])]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set: training, validation (set aside from training; may be empty) and test part."""
+
+    train: Source
+    validation: Source
+    test: Source
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # lines to tell the user once
+
+
+def split_indices(size: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """A fixed random partition of range(size): (kept, set aside), each in ascending order.
+
+    The same for every seed of training, so that runs with other seeds are judged on the same examples.
+    """
+    order = np.random.default_rng(0).permutation(size)
+    aside = round(size * fraction)
+    return np.sort(order[aside:]), np.sort(order[:aside])
+
+
+def load(
+    name: str,
+    *,
+    path: str,
+    cache_dir: str,
+    unreadable: str,
+    validation_fraction: float,
+    train_size: int | None,
+    test_size: int | None,
+) -> Splits:
+    """The splits of data set `name`.
+
+    Args:
+        name: one of `NAMES`.
+        path: where the photos are; empty for paper_birds, and for cub200_2011 if it is to be fetched.
+        cache_dir: where prepared data go.
+        unreadable: folder: whether to "skip" files that cannot be read, or "fail".
+        validation_fraction: share of the training part that is set aside, where the data have no validation part.
+        train_size, test_size: paper_birds: how many examples to make; None for its own.
+
+    Raises:
+        UserError: if there is no such data set, its files are not there or not whole, or an option is not for it.
+    """
+    if name not in NAMES:
+        raise UserError(f"dataset.name must be one of {', '.join(NAMES)}; got {name!r}")
+    if name == "paper_birds" and path:
+        raise UserError(
+            "dataset.path is for photos and paper_birds are drawn; leave it out, "
+            "or give --config configs/folder.py or --config configs/cub.py"
+        )
+    if name != "paper_birds" and (train_size is not None or test_size is not None):
+        raise UserError(f"dataset.train_size and dataset.test_size are for paper_birds; {name} has its own")
+    if name == "folder":
+        if not path:
+            raise UserError(
+                "dataset.name=folder needs the folder that holds one folder per class: --config.dataset.path=DIR"
+            )
+        return Splits(
+            *folders.load(path, cache_dir=cache_dir, unreadable=unreadable, validation_fraction=validation_fraction)
+        )
+    train: Source
+    test: Source
+    if name == "cub200_2011":
+        # Imported late: who does not read CUB need not wait for TFDS.
+        from c2f_jax.data.builders import cub200_2011
+
+        train, test, class_names = cub200_2011.load(path or None, cache_dir=cache_dir)
+    else:
+        train = paper_birds.PaperBirds("train", size=train_size)
+        test = paper_birds.PaperBirds("test", size=test_size)
+        class_names = paper_birds.CLASS_NAMES
+    kept, aside = split_indices(len(train), validation_fraction)
+    return Splits(train=Subset(train, kept), validation=Subset(train, aside), test=test, class_names=class_names)
