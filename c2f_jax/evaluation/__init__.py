@@ -1,0 +1,1 @@
+"""How good the classes and the boxes are, exactly over all examples."""

@@ -1,0 +1,91 @@
+"""A sheet of images with what the model attended to, looked at again and said."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from c2f_jax.kernels import crop_and_resize, ordered, resize_maps
+from c2f_jax.models.two_looks import Look, log_probabilities
+
+RIGHT, WRONG, TRUTH = "#1b7f3b", "#b3261e", "#ffd166"
+
+
+def save_sheet(
+    path: Path,
+    predict: Callable[[jax.Array], dict[str, Look]],
+    batch: dict[str, jax.Array],
+    class_names: Sequence[str],
+    *,
+    columns: int = 2,
+) -> None:
+    """Writes a PNG: each image with its boxes, the mean attention over it, the fine view, and the prediction.
+
+    Args:
+        path: of the PNG.
+        predict: raw images [B, R, R, 3] -> looks.
+        batch: `image` uint8 [B, R, R, 3], `label` [B], `mask` [B], 0 for filling at the end; `box` [B, 4] where known
+            is drawn dashed.
+        class_names: by label.
+        columns: images side by side.
+    """
+    looks = predict(batch["image"])
+    scores = log_probabilities(looks)
+    last = np.exp(scores["fused" if "fused" in scores else "coarse"])
+    coarse_right = np.argmax(scores["coarse"], axis=-1)
+    panels = _panels(batch, looks)
+    count, names = int(np.sum(batch["mask"])), list(panels)
+
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.1 * len(names) * columns, 2.55 * rows + 0.3), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, len(names) * columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i in range(count):
+        row = axes[i // columns, (i % columns) * len(names) :][: len(names)]
+        for axis, name in zip(row, names, strict=True):
+            axis.imshow(panels[name][i], interpolation="nearest" if name == "fine view" else "antialiased")
+            axis.set_xlabel(name)
+        _draw_boxes(row[0], batch, looks, i)
+        label, guess = int(batch["label"][i]), int(np.argmax(last[i]))
+        colour = RIGHT if guess == label else WRONG
+        title = f"{class_names[guess]}  {last[i, guess]:.0%}"
+        if guess != label:
+            title += f"\n(is: {class_names[label]})"
+        elif int(coarse_right[i]) != label:
+            title += f"\n(first look: {class_names[int(coarse_right[i])]})"
+        row[0].set_title(title, fontsize=8, color=colour, loc="left")
+    figure.savefig(path, dpi=110)
+
+
+def _panels(batch: dict[str, jax.Array], looks: dict[str, Look]) -> dict[str, np.ndarray]:
+    images = np.asarray(batch["image"])
+    panels: dict[str, np.ndarray] = {"image": images}
+    maps: Any = looks["coarse"].out.get("attention_maps")
+    if maps is not None:
+        size = images.shape[1]
+        mean = np.asarray(resize_maps(jnp.mean(maps.astype(jnp.float32), axis=-1), size))
+        heat = mean / np.maximum(mean.max(axis=(1, 2), keepdims=True), 1e-9)
+        # Bright where attended, dimmed and grey elsewhere: the picture stays readable under it.
+        grey = images.mean(axis=-1, keepdims=True) * 0.35
+        panels["attention"] = (grey + heat[..., None] * (images - grey)).astype(np.uint8)
+    if "fine" in looks:
+        crops = crop_and_resize(batch["image"], looks["fine"].box, looks["fine"].view.shape[1], antialias=True)
+        panels["fine view"] = np.clip(np.round(np.asarray(crops)), 0, 255).astype(np.uint8)
+    return panels
+
+
+def _draw_boxes(axis: Any, batch: dict[str, jax.Array], looks: dict[str, Look], i: int) -> None:
+    height, width = batch["image"].shape[1:3]
+    boxes = [("white", "-", looks["fine"].box)] if "fine" in looks else []
+    if "box" in batch:
+        boxes.append((TRUTH, "--", batch["box"]))
+    for colour, style, box in boxes:
+        ymin, xmin, ymax, xmax = np.asarray(ordered(box))[i] * np.array([height, width, height, width])
+        corner = (xmin - 0.5, ymin - 0.5)
+        axis.add_patch(Rectangle(corner, xmax - xmin, ymax - ymin, fill=False, color=colour, linestyle=style, lw=1.2))

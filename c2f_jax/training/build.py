@@ -1,0 +1,324 @@
+"""Config -> objects; the only place where the config is unpacked."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from c2f_jax.data import augment, pipeline
+from c2f_jax.data.sources import Source, Splits, load
+from c2f_jax.errors import UserError
+from c2f_jax.models.attention_network import ATTENTION_INITS, BOX_GRADIENTS, AttentionNetwork, PooledNetwork
+from c2f_jax.models.backbones import BACKBONES
+from c2f_jax.models.pretrained import load_pretrained
+from c2f_jax.models.two_looks import learned_region, threshold_region
+from c2f_jax.training import losses, parallel
+from c2f_jax.training.optimizer import make_optimizer, make_schedule
+from c2f_jax.training.stages import Stage, stage_of_checkpoint
+from c2f_jax.training.train_state import TrainState, create_train_state, switch_stage
+
+METHODS = ("baseline", "attention", "wsdan", "coarse2fine")
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+def _check_choice(field: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise UserError(f"{field} must be one of {', '.join(sorted(choices))}; got {value!r}")
+
+
+def check(config: Any) -> None:
+    """Raises UserError for values that no run could use, before anything is read or written."""
+    _check_choice("method", config.method, METHODS)
+    _check_choice("model.backbone", config.model.backbone, BACKBONES)
+    _check_choice("model.attention_init", config.model.attention_init, ATTENTION_INITS)
+    _check_choice("model.dtype", config.model.dtype, DTYPES)
+    _check_choice("region.box_gradient", config.region.box_gradient, BOX_GRADIENTS)
+    _check_choice("optimizer.name", config.optimizer.name, ("sgd", "adamw"))
+    _check_choice("optimizer.schedule", config.optimizer.schedule, ("cosine", "exponential"))
+    _check_choice("dataset.unreadable", config.dataset.unreadable, ("skip", "fail"))
+    _check_choice("parallel.backend", config.parallel.backend, ("jit", "pmap"))
+    if not 0.0 <= config.dataset.validation_fraction < 1.0:
+        raise UserError(f"dataset.validation_fraction must lie in [0, 1); got {config.dataset.validation_fraction}")
+    if not 0.0 < config.region.min_side < config.region.max_side <= 1.0:
+        raise UserError(
+            "region.min_side and region.max_side must satisfy 0 < min < max <= 1; "
+            f"got {config.region.min_side} and {config.region.max_side}"
+        )
+    if not 0.0 < config.augment.min_side <= 1.0:
+        raise UserError(f"augment.min_side must lie in (0, 1]; got {config.augment.min_side}")
+    for name in ("log_every_steps", "checkpoint_every_steps"):
+        if config.train[name] < 1:
+            raise UserError(f"train.{name} must be at least 1; got {config.train[name]}")
+    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError("model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
+    for name in ("batch_size", "eval_batch_size"):
+        parallel.check_batch_size(f"train.{name}", config.train[name])
+
+
+def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses.Task:
+    """The network, its input and the constants of the losses.
+
+    Args:
+        config: all fields of `configs/default.py`.
+        num_classes: C.
+        axis_name: device axis under pmap, None under jit.
+    """
+    model, region = config.model, config.region
+    # float64 is for checks: nothing is cast, everything promotes. Otherwise the compute dtype is told to each layer.
+    dtype = None if model.dtype == "float64" else jnp.dtype(model.dtype)
+    backbone = BACKBONES[model.backbone](dtype=dtype, axis_name=axis_name, output_stride=model.output_stride)
+    network: AttentionNetwork | PooledNetwork
+    if config.method == "baseline":
+        network = PooledNetwork(backbone, num_classes)
+    else:
+        network = AttentionNetwork(
+            backbone,
+            num_classes,
+            num_maps=model.num_maps,
+            attention_init=model.attention_init,
+            feature_channels=model.feature_channels,
+            feature_scale=model.feature_scale,
+            box_gradient=region.box_gradient,
+            box_gradient_scale=region.box_gradient_scale,
+            min_side=region.min_side,
+            max_side=region.max_side,
+            kappa_init=region.kappa,
+            dtype=dtype,
+            axis_name=axis_name,
+        )
+    colour = config.augment.brightness > 0 or tuple(config.augment.saturation) != (1.0, 1.0)
+    test_regions = {
+        "baseline": None,
+        "attention": learned_region,  # its score head never learns: the attention's own box, the control to beat
+        "wsdan": partial(threshold_region, size=model.view_size),
+        "coarse2fine": learned_region,
+    }
+    return losses.Task(
+        network=network,
+        view_size=model.view_size,
+        normalise=partial(augment.normalise, mean=tuple(config.augment.mean), std=tuple(config.augment.std)),
+        random_boxes=partial(augment.random_boxes, min_side=config.augment.min_side, flip=config.augment.flip),
+        random_colour=partial(
+            augment.random_colour,
+            brightness=config.augment.brightness,
+            saturation=tuple(config.augment.saturation),
+        )
+        if colour
+        else None,
+        center_weight=config.loss.center_weight,
+        center_rate=config.loss.center_rate,
+        test_region=test_regions[config.method],
+    )
+
+
+def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
+    """The method's stages, one after the other. train_size: examples in an epoch.
+
+    Raises:
+        UserError: if there is nothing to do, or an epoch is shorter than a step.
+    """
+    settings, batch_size = config.optimizer, config.train.batch_size
+    if train_size < batch_size:
+        raise UserError(
+            f"train.batch_size={batch_size} is more than the {train_size} training examples; "
+            f"try --config.train.batch_size={max(1, train_size // 2)}"
+        )
+
+    def steps_of(epochs: float) -> int:
+        return round(epochs * train_size / batch_size)
+
+    def stage(name: str, start: int, epochs: float, loss: Any, *, factor: float = 1.0, probe: bool = False) -> Stage:
+        steps = steps_of(epochs)
+        schedule = make_schedule(
+            settings.schedule,
+            learning_rate=factor * settings.learning_rate,
+            steps=steps,
+            warmup_steps=steps_of(settings.warmup_epochs),
+            decay_rate=settings.decay_rate,
+            decay_steps=max(1, steps_of(settings.decay_epochs)),
+        )
+        tx = make_optimizer(
+            settings.name,
+            schedule,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            clip_norm=settings.clip_norm,
+            factors={"backbone": 1.0, "head": settings.head_factor, "region": settings.region_factor},
+        )
+        return Stage(name, start, steps, loss, tx, schedule, probe)
+
+    first_loss = losses.wsdan_loss if config.method == "wsdan" else losses.coarse_loss
+    first_name = "wsdan" if config.method == "wsdan" else "coarse"
+    stages = [stage(first_name, 0, config.stages.coarse_epochs, first_loss)]
+    if config.method == "coarse2fine":
+        stages.append(
+            stage(
+                "fine",
+                stages[0].end,
+                config.stages.fine_epochs,
+                losses.fine_loss,
+                factor=settings.fine_factor,
+                probe=True,
+            )
+        )
+    stages = [one for one in stages if one.steps > 0]
+    if not stages:
+        raise UserError(
+            f"stages.coarse_epochs={config.stages.coarse_epochs} leaves no step to take; "
+            "try --config.stages.coarse_epochs=1"
+        )
+    return tuple(stages)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the loop needs.
+
+    Attributes:
+        config: as given, for the places that take single numbers from it.
+        splits: the examples.
+        task: the network and its input.
+        stages: what to optimise, in order.
+        backend: how a step runs on the devices.
+        mesh: the devices.
+    """
+
+    config: Any
+    splits: Splits
+    task: losses.Task
+    stages: tuple[Stage, ...]
+    backend: parallel.Backend
+    mesh: jax.sharding.Mesh
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages together."""
+        return self.stages[-1].end
+
+    def create_state(self) -> TrainState:
+        """The state before step 0: published weights in the backbone where the config names them, else from scratch.
+
+        Raises:
+            UserError: if these weights cannot be had or do not fit.
+        """
+        state, model = self._scratch(), self.config.model
+        if not model.pretrained:
+            return state
+        old = {"params": state.params["backbone"], "batch_stats": state.batch_stats["coarse"]["backbone"]}
+        new = load_pretrained(model.pretrained, model.backbone, old)
+        stats = {
+            # Copies, as in `create_train_state`.
+            name: {**stats, "backbone": jax.tree.map(jnp.array, new["batch_stats"])}
+            for name, stats in state.batch_stats.items()
+        }
+        return state.replace(params={**state.params, "backbone": new["params"]}, batch_stats=stats)
+
+    def abstract_state(self, step: int) -> TrainState:
+        """Shapes and dtypes of the checkpoint at `step`, with the optimiser state of the stage that owned it."""
+        owner = stage_of_checkpoint(self.stages, step)
+        return jax.eval_shape(lambda: switch_stage(self._scratch(), owner))
+
+    def _scratch(self) -> TrainState:
+        return scratch_state(self.config, self.task, self.stages[0], num_classes=len(self.splits.class_names))
+
+    def training_batches(self, start: int) -> Any:
+        """Batches of steps `start`, start + 1, ... on the host."""
+        return pipeline.training_batches(
+            self.splits.train,
+            batch_size=self.config.train.batch_size,
+            raw_size=self.config.dataset.raw_size,
+            seed=self.config.seed,
+            start=start,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+
+    def evaluation_batches(self, source: Source) -> Any:
+        """Every example of `source` once, padded and masked, on the devices."""
+        batches = pipeline.evaluation_batches(
+            source,
+            batch_size=self.config.train.eval_batch_size,
+            raw_size=self.config.dataset.raw_size,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+        return (parallel.shard_batch(batch, self.mesh) for batch in batches)
+
+    def evaluation_is_due(self, step: int) -> bool:
+        """Whether the validation part is evaluated before `step`: every so many epochs, and never before the first."""
+        every = round(self.config.train.eval_every_epochs * len(self.splits.train) / self.config.train.batch_size)
+        return len(self.splits.validation) > 0 and every > 0 and step > 0 and step % every == 0
+
+
+def scratch_state(config: Any, task: losses.Task, stage: Stage, *, num_classes: int) -> TrainState:
+    """A fresh state for `stage`, in the config's dtype."""
+    dtype = jnp.float64 if config.model.dtype == "float64" else jnp.float32
+    state = create_train_state(jax.random.key(config.seed), task, stage, num_classes=num_classes)
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+
+
+def build(config: Any) -> Run:
+    """Everything that `config` describes.
+
+    Raises:
+        UserError: if a field has a value that cannot be used, or data are missing.
+    """
+    check(config)
+    splits = load(
+        config.dataset.name,
+        path=config.dataset.path,
+        cache_dir=config.dataset.cache_dir,
+        unreadable=config.dataset.unreadable,
+        validation_fraction=config.dataset.validation_fraction,
+        train_size=config.dataset.train_size,
+        test_size=config.dataset.test_size,
+    )
+    mesh = parallel.make_mesh()
+    backend = parallel.make_backend(config.parallel.backend, mesh)
+    return Run(
+        config=config,
+        splits=splits,
+        task=make_task(config, num_classes=len(splits.class_names), axis_name=backend.axis_name),
+        stages=make_stages(config, train_size=len(splits.train)),
+        backend=backend,
+        mesh=mesh,
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished run is used with: no data set, no optimiser.
+
+    Attributes:
+        task: the network and its input.
+        raw_size: R, the side in pixels that images are resized to.
+        batch_size: images at a time.
+        mesh: the devices.
+        abstract_state: shapes and dtypes of its `params` and `batch_stats`.
+    """
+
+    task: losses.Task
+    raw_size: int
+    batch_size: int
+    mesh: jax.sharding.Mesh
+    abstract_state: TrainState
+
+
+def build_trained(config: Any, *, num_classes: int) -> Trained:
+    """What prediction needs of a run's config.
+
+    Raises:
+        UserError: if a field has a value that cannot be used on these devices.
+    """
+    check(config)
+    task = make_task(config, num_classes=num_classes, axis_name=None)
+    stage = make_stages(config, train_size=config.train.batch_size * 1000)[0]  # no step of it is taken
+    return Trained(
+        task=task,
+        raw_size=config.dataset.raw_size,
+        batch_size=config.train.eval_batch_size,
+        mesh=parallel.make_mesh(),
+        abstract_state=jax.eval_shape(lambda: scratch_state(config, task, stage, num_classes=num_classes)),
+    )

@@ -1,0 +1,143 @@
+"""The losses that the stages swap: baseline, coarse, fine and WS-DAN's.
+
+Each has the signature ``loss(task, params, probes, state, batch, keys) -> (loss, Aux)`` and is a mean over the batch
+it is given, so the mean over equal shards is the loss of the global batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from c2f_jax.data import augment
+from c2f_jax.kernels import center_loss, drop_mask, resize_maps, sample_attention_map, threshold_box
+from c2f_jax.models.two_looks import Look, Region, learned_region, see, two_looks
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stays the same over all stages: the network, its input and the constants of the losses.
+
+    Attributes:
+        network: maps a view to logits and outputs.
+        view_size: S, in pixels.
+        normalise: views with values 0..255 -> network input.
+        random_boxes: keys [B] -> coarse boxes [B, 4] of the training views.
+        random_colour: (keys [B], views) -> views, or None for no colour changes.
+        center_weight: lambda, on the centre loss.
+        center_rate: beta, of the centres' update.
+        test_region: rule for the second look in evaluation and prediction; None looks once.
+    """
+
+    network: nn.Module
+    view_size: int
+    normalise: Callable[[jax.Array], jax.Array]
+    random_boxes: Callable[[jax.Array], jax.Array]
+    random_colour: Callable[[jax.Array, jax.Array], jax.Array] | None
+    center_weight: float
+    center_rate: float
+    test_region: Region | None
+
+
+class Aux(NamedTuple):
+    """What a loss hands on besides its value.
+
+    Attributes:
+        metrics: scalars for the log, means over the batch.
+        batch_stats: {"coarse", "fine"} after the step.
+        pooled: the coarse look's attended features [B, M * N] for the centres, or None.
+    """
+
+    metrics: dict[str, jax.Array]
+    batch_stats: dict[str, Any]
+    pooled: jax.Array | None
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean over the batch. logits [B, C], labels int [B] -> scalar."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def _look_twice(
+    task: Task, params: Any, probes: Any, state: Any, batch: Batch, keys: jax.Array, region: Region | None
+) -> dict[str, Look]:
+    def prepare(views: jax.Array) -> jax.Array:
+        return task.normalise(views if task.random_colour is None else task.random_colour(keys, views))
+
+    collections = {"perturbations": probes} if probes else {}
+    return two_looks(
+        task.network,
+        params,
+        state.batch_stats,
+        batch["image"],
+        task.random_boxes(keys),
+        region=region,
+        view_size=task.view_size,
+        prepare=prepare,
+        train=True,
+        **collections,
+    )
+
+
+def _view_metrics(logits: dict[str, jax.Array], labels: jax.Array) -> dict[str, jax.Array]:
+    metrics = {}
+    for name, values in logits.items():
+        metrics[f"{name}/loss"] = cross_entropy(values, labels)
+        metrics[f"{name}/top_1_accuracy"] = jnp.mean((jnp.argmax(values, axis=-1) == labels).astype(values.dtype))
+    return metrics
+
+
+def _finish(task: Task, state: Any, batch: Batch, logits: dict[str, jax.Array], looks: dict[str, Look]) -> Any:
+    """Mean of the views' cross entropies plus the weighted centre loss of the coarse look."""
+    metrics = _view_metrics(logits, batch["label"])
+    loss = jnp.mean(jnp.stack([metrics[f"{name}/loss"] for name in logits]))
+    pooled = looks["coarse"].out.get("pooled")
+    if pooled is not None:
+        metrics["center_loss"] = jnp.mean(center_loss(pooled, state.centers, batch["label"]))
+        loss = loss + task.center_weight * metrics["center_loss"]
+    # Until there is a fine look, its running statistics follow the coarse ones: that is the copy they start from.
+    batch_stats = {"coarse": looks["coarse"].batch_stats, "fine": looks.get("fine", looks["coarse"]).batch_stats}
+    return loss, Aux({"loss": loss, **metrics}, batch_stats, pooled)
+
+
+def coarse_loss(task: Task, params: Any, probes: Any, state: Any, batch: Batch, keys: jax.Array) -> Any:
+    """One look: CE(coarse) + lambda * L_A; CE alone for a network without attention (the baseline)."""
+    looks = _look_twice(task, params, probes, state, batch, keys, region=None)
+    return _finish(task, state, batch, {"coarse": looks["coarse"].logits}, looks)
+
+
+def fine_loss(task: Task, params: Any, probes: Any, state: Any, batch: Batch, keys: jax.Array) -> Any:
+    """Two looks at the learned region: mean of both CEs + lambda * L_A."""
+    looks = _look_twice(task, params, probes, state, batch, keys, region=learned_region)
+    return _finish(task, state, batch, {name: seen.logits for name, seen in looks.items()}, looks)
+
+
+def wsdan_loss(task: Task, params: Any, probes: Any, state: Any, batch: Batch, keys: jax.Array) -> Any:
+    """WS-DAN's three views: coarse, a threshold crop and a drop of one sampled map each (arXiv 1901.09891)."""
+    keys_of = partial(augment.stream, augment.stream(keys, augment.REGION))
+
+    def thresholds(number: int, low: float, high: float) -> jax.Array:
+        return jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(keys_of(number))
+
+    def sampled_map(number: int, out: dict[str, jax.Array]) -> jax.Array:
+        maps = jax.lax.stop_gradient(out["attention_maps"])
+        return resize_maps(sample_attention_map(keys_of(number), maps), task.view_size)
+
+    def crop_region(out: dict[str, jax.Array]) -> jax.Array:
+        return threshold_box(sampled_map(0, out), thresholds(1, 0.4, 0.6), padding=0.1)
+
+    looks = _look_twice(task, params, probes, state, batch, keys, region=crop_region)
+    coarse = looks["coarse"]
+    mask = drop_mask(sampled_map(2, coarse.out), thresholds(3, 0.2, 0.5))
+    # The drop view is normalised by its own batch; no running statistics follow it, since no test shows such a view.
+    dropped = coarse.view * mask[..., None].astype(coarse.view.dtype)
+    drop_logits, _, _ = see(task.network, params, state.batch_stats["coarse"], dropped, train=True)
+    logits = {"coarse": coarse.logits, "fine": looks["fine"].logits, "drop": drop_logits}
+    return _finish(task, state, batch, logits, looks)

@@ -1,0 +1,49 @@
+"""The one train state that goes through all stages."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from c2f_jax.training.losses import Task
+from c2f_jax.training.stages import Stage
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step changes; a checkpoint holds just this.
+
+    Attributes:
+        step: int32 scalar, steps taken.
+        params: of the network.
+        batch_stats: {"coarse", "fine"}: running statistics of each kind of view.
+        centers: [C, M * N] float32, the attended features' centres by class; None for a network without attention.
+        opt_state: of the stage that owns step - 1.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: dict[str, Any]
+    centers: jax.Array | None
+    opt_state: Any
+
+
+def create_train_state(key: jax.Array, task: Task, stage: Stage, *, num_classes: int) -> TrainState:
+    """Initial state for `stage`, the first one. key: a typed key."""
+    view = jnp.zeros((1, task.view_size, task.view_size, 3))
+    variables = task.network.init(key, view, train=False)
+    _, out = jax.eval_shape(lambda v: task.network.apply(v, view, train=False), variables)
+    pooled = out.get("pooled")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        # Copies: a step that is given the state's memory must not be given the same buffer twice.
+        batch_stats={name: jax.tree.map(jnp.copy, variables["batch_stats"]) for name in ("coarse", "fine")},
+        centers=None if pooled is None else jnp.zeros((num_classes, pooled.shape[-1]), pooled.dtype),
+        opt_state=stage.tx.init(variables["params"]),
+    )
+
+
+def switch_stage(state: TrainState, stage: Stage) -> TrainState:
+    """The same parameters, statistics, centres and step, with a fresh optimiser state for `stage`."""
+    return state.replace(opt_state=stage.tx.init(state.params))

@@ -1,0 +1,110 @@
+"""What a run tells: JSON lines in a file, and a progress bar or plain lines on the console."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Item = TypeVar("Item")
+
+
+class JsonLines:
+    """Appends one object per event to a file: `step`, `stage`, `split`, then the metrics."""
+
+    def __init__(self, path: Path, *, resume_step: int | None):
+        """Opens `path`; what a run that goes on from `resume_step` will tell again is dropped first."""
+        self._path = path
+        if resume_step is None:
+            path.write_text("")
+        elif path.exists():
+            kept = [line for line in path.read_text().splitlines() if _stays(line, resume_step)]
+            path.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, *, step: int, stage: str, split: str, metrics: Mapping[str, float]) -> None:
+        """One line, flushed at once."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "stage": stage, "split": split, **metrics}) + "\n")
+
+
+def _stays(line: str, resume_step: int) -> bool:
+    try:
+        event = json.loads(line)
+    except json.JSONDecodeError:  # cut off by a kill
+        return False
+    # A checkpoint at step t is written after the training metrics up to t; evaluations at t are done again.
+    return event["step"] <= resume_step if event["split"] == "train" else event["step"] < resume_step
+
+
+class Reporter:
+    """A progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total_steps: int, *, start: int):
+        """total_steps: of the run; start: those already done."""
+        self._console = Console(highlight=False)
+        self._total = total_steps
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("start", total=total_steps, completed=start, figures="")
+
+    def __enter__(self) -> "Reporter":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, step: int, stage: str) -> None:
+        """Moves the bar to `step`."""
+        self._progress.update(self._task, completed=step, description=stage)
+
+    def train(self, step: int, stage: str, metrics: Mapping[str, float], seconds_left: float) -> None:
+        """Loss, accuracy, images/s and the time left."""
+        accuracy = " ".join(
+            f"{name.split('/')[0]} {value:.1%}" for name, value in metrics.items() if name.endswith("top_1_accuracy")
+        )
+        figures = f"loss {metrics['loss']:.3f}  {accuracy}  {metrics['images_per_second']:.0f} images/s"
+        self._progress.update(self._task, figures=figures)
+        if not self._console.is_terminal:
+            left = f"{int(seconds_left) // 60}:{int(seconds_left) % 60:02d} left"
+            self.say(f"{stage} {step}/{self._total}  {figures}  {left}")
+
+    def say(self, line: str) -> None:
+        """One line above the bar."""
+        self._console.print(line, soft_wrap=True)
+
+
+def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
+    """The items, with a progress bar on a terminal."""
+    console = Console(highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield from progress.track(items, total=total, description=what)
+
+
+def print_table(title: str, metrics: Mapping[str, Any]) -> None:
+    """The final figures: views in rows, classification metrics in columns; then the boxes."""
+    columns = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "loss")
+    table = Table(title=title, title_justify="left")
+    table.add_column("view")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for view in ("coarse", "fine", "fused"):
+        if f"{view}/loss" in metrics:
+            values = [metrics[f"{view}/{column}"] for column in columns]
+            table.add_row(view, *(f"{value:.2%}" for value in values[:-1]), f"{values[-1]:.4f}")
+    console = Console(highlight=False)
+    console.print(table)
+    boxes = [f"{name[4:].replace('_', ' ')} {value:.3f}" for name, value in metrics.items() if name.startswith("box/")]
+    if boxes:
+        console.print("fine view: " + ", ".join(boxes), soft_wrap=True)

@@ -1,0 +1,75 @@
+"""One device or four, jit or pmap: the same numbers."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from c2f_jax.training import parallel
+from c2f_jax.training.build import build, make_task
+from c2f_jax.training.stages import stage_at
+from c2f_jax.training.steps import train_step
+from c2f_jax.training.train_state import switch_stage
+from tests.tiny import tiny_config
+
+STEPS = 10  # of each stage
+# With larger steps the tiny network is chaotic: a difference in the last bit grows tenfold a step.
+SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e-4}
+
+
+def run_steps(config, backend):
+    """Ten steps of each stage -> (losses, final params)."""
+    run = build(config)
+    task = make_task(config, num_classes=len(run.splits.class_names), axis_name=backend.axis_name)
+    state, losses, batches = backend.put_state(run.create_state()), [], run.training_batches(0)
+    assert [stage.steps for stage in run.stages] == [STEPS] * len(run.stages)
+    for stage in run.stages:
+        state = backend.put_state(switch_stage(backend.get_state(state), stage))
+        step = backend.compile(
+            partial(train_step, task=task, stage=stage, seed=config.seed, axis_name=backend.axis_name)
+        )
+        for number in range(stage.start, stage.end):
+            assert stage_at(run.stages, number) is stage
+            state, metrics = step(state, backend.put_batch(next(batches)))
+            losses.append(float(metrics["loss"]))
+    return np.array(losses), jax.device_get(backend.get_state(state))
+
+
+def backends():
+    """One device; four by jit; four by pmap."""
+    everything = parallel.make_mesh()
+    return [
+        parallel.JitBackend(parallel.make_mesh(jax.devices()[:1])),
+        parallel.JitBackend(everything),
+        parallel.PmapBackend(everything),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["coarse2fine", "wsdan"])
+def test_devices_agree_in_float64(method):
+    assert jax.device_count() == 4
+    with jax.enable_x64(True):
+        config = tiny_config(method=method, model__dtype="float64", **SGD)
+        (losses, one), *others = [run_steps(config, backend) for backend in backends()]
+        assert losses.dtype == np.float64 and np.all(np.isfinite(losses))
+        for other_losses, other in others:
+            np.testing.assert_allclose(other_losses, losses, rtol=0, atol=1e-9)
+            for name in ("params", "batch_stats", "centers"):
+                jax.tree.map(
+                    partial(np.testing.assert_allclose, rtol=0, atol=1e-9), getattr(other, name), getattr(one, name)
+                )
+
+
+@pytest.mark.slow
+def test_devices_agree_in_float32():
+    config = tiny_config(**SGD)
+    (losses, _), *others = [run_steps(config, backend) for backend in backends()]
+    for other_losses, _ in others:
+        np.testing.assert_allclose(other_losses, losses, rtol=0, atol=1e-4)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    with pytest.raises(parallel.UserError, match=r"train.batch_size=6 .* 4 devices; try --config.train.batch_size=4"):
+        parallel.check_batch_size("train.batch_size", 6)

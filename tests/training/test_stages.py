@@ -1,0 +1,84 @@
+"""A stage is data; one state goes through all of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from c2f_jax.training.optimizer import make_optimizer, make_schedule
+from c2f_jax.training.stages import Stage, stage_at, stage_of_checkpoint
+
+
+def stage(name, start, steps):
+    return Stage(name, start, steps, loss=lambda: None, tx=optax.identity(), schedule=lambda step: 0.0)
+
+
+STAGES = (stage("coarse", 0, 3), stage("fine", 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("step", "owner", "saved_by"),
+    [(0, "coarse", "coarse"), (2, "coarse", "coarse"), (3, "fine", "coarse"), (4, "fine", "fine")],
+)
+def test_owner_of_a_step_and_of_its_checkpoint(step, owner, saved_by):
+    assert stage_at(STAGES, step).name == owner
+    assert stage_of_checkpoint(STAGES, step).name == saved_by
+
+
+def test_steps_beyond_the_end():
+    assert stage_of_checkpoint(STAGES, 5).name == "fine"
+    with pytest.raises(ValueError, match="no stage owns step 5; they own steps 0 to 4"):
+        stage_at(STAGES, 5)
+
+
+def test_cosine_schedule_by_hand():
+    schedule = make_schedule("cosine", learning_rate=0.2, steps=10, warmup_steps=2)
+    expected = [0.0, 0.1, 0.2, 0.2 * 0.5 * (1 + np.cos(np.pi * 4 / 8)), 0.0]
+    np.testing.assert_allclose([schedule(i) for i in (0, 1, 2, 6, 10)], expected, atol=1e-7)
+
+
+def test_exponential_schedule_is_the_ancestors():
+    schedule = make_schedule("exponential", learning_rate=1e-3, steps=100, decay_rate=0.9, decay_steps=10)
+    np.testing.assert_allclose([schedule(i) for i in (0, 9, 10, 25)], [1e-3, 1e-3, 9e-4, 8.1e-4], rtol=1e-6)
+
+
+def test_sgd_by_hand():
+    """Two steps of torch's SGD with Nesterov momentum and weight decay, written out."""
+    params = {"backbone": {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array([0.5])}, "head": {"w": jnp.array([[3.0]])}}
+    grads = jax.tree.map(lambda p: 0.1 * jnp.ones_like(p), params)
+    tx = make_optimizer(
+        "sgd",
+        optax.constant_schedule(0.1),
+        momentum=0.9,
+        weight_decay=0.01,
+        clip_norm=0.0,
+        factors={"backbone": 1.0, "head": 10.0, "region": 0.1},
+    )
+    state, got = tx.init(params), params
+    expected = {"w": np.array([[1.0, -2.0]]), "b": np.array([0.5]), "h": np.array([[3.0]])}
+    buffers = {name: np.zeros_like(value) for name, value in expected.items()}
+    for _ in range(2):
+        updates, state = tx.update(grads, state, got)
+        got = optax.apply_updates(got, updates)
+        for name, rate, decay in (("w", 0.1, 0.01), ("b", 0.1, 0.0), ("h", 1.0, 0.01)):
+            gradient = 0.1 + decay * expected[name]
+            buffers[name] = 0.9 * buffers[name] + gradient
+            expected[name] = expected[name] - rate * (gradient + 0.9 * buffers[name])
+    np.testing.assert_allclose(got["backbone"]["w"], expected["w"], rtol=1e-5)
+    np.testing.assert_allclose(got["backbone"]["b"], expected["b"], rtol=1e-5)
+    np.testing.assert_allclose(got["head"]["w"], expected["h"], rtol=1e-5)
+
+
+def test_clipping_bounds_the_step():
+    params = {"head": {"w": jnp.zeros((2, 2))}}
+    tx = make_optimizer(
+        "sgd",
+        optax.constant_schedule(1.0),
+        momentum=0.0,
+        weight_decay=0.0,
+        clip_norm=5.0,
+        factors={"head": 1.0},
+    )
+    updates, _ = tx.update({"head": {"w": jnp.full((2, 2), 100.0)}}, tx.init(params), params)
+    np.testing.assert_allclose(optax.tree.norm(updates), 5.0, rtol=1e-5)
