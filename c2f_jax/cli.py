@@ -1,0 +1,208 @@
+"""The command line: parses, checks, and turns every mistake of the user into one line and exit code 2."""
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from ml_collections import ConfigDict
+
+from c2f_jax.errors import UserError
+from c2f_jax.training.workdir import read_config
+
+MODES = ("train", "eval", "predict")
+DEFAULT_CONFIG = "configs/paper_birds.py"
+
+
+class Command(NamedTuple):
+    """A checked command line."""
+
+    config: ConfigDict
+    workdir: Path
+    mode: str
+    multiprocess: bool
+    images: Path | None  # of mode predict, like the next two
+    output: Path | None
+    overlays: Path | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line `argv` (without the program's name).
+
+    Returns:
+        The exit code: 0; 2 for a user's mistake, told in one line; 1 for a run that failed; 130 for one interrupted.
+    """
+    try:
+        command = parse(argv)
+        run(command)
+    except UserError as error:
+        print(f"launch.py: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"launch.py: the loss is {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("launch.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(command: Command) -> None:
+    """Does what a checked command line says."""
+    # Imported late: --help and a misspelt flag need not wait for JAX.
+    import jax
+
+    if command.multiprocess:
+        jax.distributed.initialize()
+    if command.mode == "predict":
+        from c2f_jax.inference.predict import model_of_run
+        from c2f_jax.inference.report import predict_folder
+
+        assert command.images is not None and command.output is not None  # `parse` has seen to it
+        model = model_of_run(command.workdir, command.config)
+        unreadable = predict_folder(model, command.images, command.output, command.overlays)
+        print(
+            f"{command.output}"
+            + (f"; {unreadable} unreadable: see the column error" if unreadable else "")
+        )
+        return
+    from c2f_jax.training.loop import evaluate_checkpoint, train_and_evaluate
+
+    if command.mode == "eval":
+        evaluate_checkpoint(command.config, command.workdir)
+    else:
+        train_and_evaluate(command.config, command.workdir)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python launch.py --help")
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """argv -> what to do.
+
+    Raises:
+        UserError: for everything that is wrong with it.
+    """
+    parser = _Parser(prog="launch.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help=f"what to run; default {DEFAULT_CONFIG}")
+    parser.add_argument("--config.FIELD", metavar="VALUE", help="any field of it, e.g. --config.train.batch_size=32")
+    parser.add_argument("--workdir", metavar="DIR", help="where the run lives; default runs/<the config's name>")
+    parser.add_argument("--mode", default="train", help="train (goes on where a run stopped; default), eval or predict")
+    parser.add_argument("--images", metavar="DIR", help="predict: the folder of images")
+    parser.add_argument("--output", metavar="CSV", help="predict: the file to write; default predictions.csv")
+    parser.add_argument("--overlays", metavar="DIR", help="predict: a folder for pictures of what the model looked at")
+    parser.add_argument(
+        "--multiprocess", action="store_true", help="this is one of several processes (TPU pod, cluster)"
+    )
+    options, rest = parser.parse_known_args(_joined(argv))
+
+    if options.mode not in MODES:
+        raise UserError(f"--mode must be one of {', '.join(MODES)}; got {options.mode!r}")
+    config_path = Path(options.config or DEFAULT_CONFIG)
+    workdir = Path(options.workdir or f"runs/{config_path.stem}")
+    predicting = options.mode == "predict"
+    for name in ("images", "output", "overlays"):
+        if getattr(options, name) is not None and not predicting:
+            raise UserError(f"--{name} belongs to --mode predict; this is --mode {options.mode}")
+    if predicting and options.images is None:
+        raise UserError("--mode predict needs --images DIR, the folder of images")
+    if predicting and options.multiprocess:
+        raise UserError("--mode predict runs in one process, on all of its devices; leave out --multiprocess")
+    of_run = options.mode != "train" and options.config is None
+    config = read_config(workdir) if of_run else load_config(config_path)
+    for word in rest:
+        override(config, word)
+    config.lock()
+    return Command(
+        config,
+        workdir,
+        options.mode,
+        options.multiprocess,
+        Path(options.images) if predicting else None,
+        Path(options.output or "predictions.csv") if predicting else None,
+        Path(options.overlays) if options.overlays is not None else None,
+    )
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--config.a.b v` -> `--config.a.b=v`."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1].startswith("--config.") and "=" not in words[-1] and not word.startswith("--"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def load_config(path: Path) -> ConfigDict:
+    """What `get_config()` of a Python file returns.
+
+    Raises:
+        UserError: if there is no such file, or no such function in it.
+    """
+    if not path.is_file():
+        raise UserError(f"--config: there is no file {path}; those that ship are in configs/")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config: {path} has no function get_config()")
+    return module.get_config()
+
+
+def override(config: ConfigDict, word: str) -> None:
+    """Sets one field from `--config.a.b=v`, with the type it has.
+
+    Raises:
+        UserError: if the word is something else, the field does not exist, or the value has another type.
+    """
+    name, equals, text = word.removeprefix("--config.").partition("=")
+    if not word.startswith("--config."):
+        flags = ["--config", "--workdir", "--mode", "--images", "--output", "--overlays", "--multiprocess"]
+        close = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
+        raise UserError(f"there is no flag {word}" + (f"; {close[0]}?" if close else "; see python launch.py --help"))
+    if not equals:
+        raise UserError(f"{word} needs a value: {word}=...")
+    *groups, field = name.split(".")
+    group = config
+    for depth, part in enumerate([*groups, field]):
+        if not isinstance(group, ConfigDict) or part not in group:
+            known = list(group.keys()) if isinstance(group, ConfigDict) else []
+            close = difflib.get_close_matches(part, known, n=1)
+            where = ".".join(["config", *name.split(".")[:depth]])
+            hint = f"; {close[0]}?" if close else f"; there are {', '.join(sorted(known))}" if known else ""
+            raise UserError(f"{where} has no field {part!r}{hint}")
+        if depth < len(groups):
+            group = group[part]
+    if isinstance(group[field], ConfigDict):
+        raise UserError(f"config.{name} is a group of fields, not a field: {', '.join(sorted(group[field].keys()))}")
+    group[field] = _value(f"config.{name}", text, group[field], group.get_type(field))
+
+
+def _value(name: str, text: str, current: Any, kind: type) -> Any:
+    if kind is str:
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError):
+        value = text
+    if kind is type(None):  # a field that a finished run's config.json has left open
+        return value
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    fits = type(value) is kind and (not isinstance(value, tuple) or len(value) == len(current))
+    if not fits and not (value is None and current is None):
+        length = f" of {len(current)}" if kind is tuple else ""
+        raise UserError(f"{name} takes {kind.__name__}{length}, such as {current!r}; got {text!r}")
+    return value

@@ -1,0 +1,27 @@
+"""CUB-200-2011, ResNet-50 with ImageNet weights, 448 px views of 512 px images, with the ancestors' settings.
+
+python launch.py --config configs/cub.py                                             # fetches CUB-200-2011 (1.1 GB)
+python launch.py --config configs/cub.py --config.dataset.path=CUB_200_2011.tgz      # or the folder it unpacks to
+
+Hardware: one GPU or TPU host with 16 GB or more. No full run has been made yet, so neither its time nor its accuracy
+is known; WS-DAN, with the same backbone and view, needs about 160 epochs. The weights are fetched from the Hugging Face
+hub once; without a network give a safetensors file by --config.model.pretrained=FILE.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Overrides of the defaults, which hold WS-DAN's settings."""
+    config = default.get_config()
+    config.dataset.name = "cub200_2011"
+    # torchvision's weights need torchvision's input.
+    config.augment.mean = (123.675, 116.28, 103.53)
+    config.augment.std = (58.395, 57.12, 57.375)
+    config.model.pretrained = "hf://timm/resnet50.tv_in1k"
+    config.stages.coarse_epochs = 80.0  # about 160 epochs in all, as WS-DAN
+    config.stages.fine_epochs = 80.0
+    config.optimizer.schedule = "exponential"
+    return config

@@ -1,0 +1,88 @@
+"""Every field there is, with its unit and where its value comes from. Other configs override only.
+
+Origins: *C2F* the abstract of Coarse2Fine (arXiv 1909.02680); *WS-DAN* its ancestor's code (arXiv 1901.09891); *ours*.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The defaults."""
+    config = ml_collections.ConfigDict()
+
+    # baseline: average pooling and a linear layer; attention: coarse stage only; wsdan: its three views in one stage;
+    # coarse2fine: coarse stage, then fine stage at the learned region.
+    config.method = "coarse2fine"
+    config.seed = 0  # of initialisation, data order and augmentation
+
+    config.dataset = dataset = ml_collections.ConfigDict()
+    dataset.name = "paper_birds"  # or cub200_2011, folder
+    dataset.path = ""  # cub200_2011: the official archive or its folder, empty: fetched; folder: the tree of folders
+    dataset.cache_dir = "~/.cache/c2f_jax"  # where prepared data go; never beside the photos
+    dataset.unreadable = "skip"  # image files that cannot be read: listed once and skipped, or "fail"
+    dataset.raw_size = 512  # pixels, the side R of the images that views are cut from (WS-DAN)
+    dataset.validation_fraction = 0.1  # share of the training part set aside; 0 trains on everything
+    dataset.train_size = ml_collections.config_dict.placeholder(int)  # paper_birds: how many to draw
+    dataset.test_size = ml_collections.config_dict.placeholder(int)
+
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.min_side = 0.875  # side of the random coarse box, U(min_side, 1) of the image (WS-DAN's 448 of 512)
+    augment.flip = True  # mirror half of the views (WS-DAN)
+    augment.brightness = 32 / 255  # shift, fraction of the range (WS-DAN)
+    augment.saturation = (0.5, 1.5)  # factor (WS-DAN)
+    augment.mean = (127.5, 127.5, 127.5)  # grey levels; with std: input in [-1, 1] (WS-DAN)
+    augment.std = (127.5, 127.5, 127.5)
+
+    config.model = model = ml_collections.ConfigDict()
+    model.backbone = "resnet50"
+    # Published ImageNet weights of the backbone (timm's or torchvision's names): a safetensors file, or
+    # hf://owner/name[@revision] of the Hugging Face hub; empty: from scratch.
+    model.pretrained = ""
+    model.output_stride = 0  # pixels of the view per feature: 32, 16 (one reduction less); 0: the backbone's own
+    model.view_size = 448  # pixels, the side S of what the network sees (WS-DAN)
+    model.num_maps = 32  # M (WS-DAN)
+    model.attention_init = "orthogonal"  # (C2F), or lecun_normal
+    model.feature_channels = 0  # project the features to this many channels before pooling; 0 keeps them (ours)
+    model.feature_scale = 100.0  # s in logits = W(s f) + b (WS-DAN)
+    model.dtype = "float32"  # compute dtype: float32, bfloat16, or float64 (for checks)
+
+    config.region = region = ml_collections.ConfigDict()
+    region.box_gradient = "all"  # through the fine view's box: none, mapping or all (C2F: a differentiable path)
+    region.box_gradient_scale = 0.1  # factor on that gradient (ours)
+    region.min_side = 0.3  # limits of the box's sides, fraction of the coarse view (ours)
+    region.max_side = 1.0
+    region.kappa = 3.0**0.5  # half sides in standard deviations at the start; sqrt(3): exact for a uniform block (ours)
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.center_weight = 1.0  # lambda (WS-DAN)
+    loss.center_rate = 0.05  # beta (WS-DAN)
+
+    config.stages = stages = ml_collections.ConfigDict()
+    stages.coarse_epochs = 20.0  # the only stage of baseline, attention and wsdan (ours)
+    stages.fine_epochs = 20.0  # coarse2fine alone (ours)
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "sgd"  # Nesterov momentum, or adamw
+    optimizer.learning_rate = 1e-3  # at the peak, of the backbone (WS-DAN)
+    optimizer.head_factor = 1.0  # factor on it: attention, projection, classifier
+    optimizer.region_factor = 0.1  # factor on it: inverse mapping (ours: a guard against drift)
+    optimizer.fine_factor = 1.0  # factor on all of it in the fine stage (ours)
+    optimizer.momentum = 0.9  # (WS-DAN)
+    optimizer.weight_decay = 1e-5  # (WS-DAN)
+    optimizer.clip_norm = 5.0  # on the gradient's global norm; 0 for none (ours: the box path needs it)
+    optimizer.schedule = "cosine"  # to 0 at a stage's end, or exponential
+    optimizer.warmup_epochs = 0.0  # linear rise at a stage's start
+    optimizer.decay_rate = 0.9  # exponential: factor (WS-DAN)
+    optimizer.decay_epochs = 2.0  # exponential: every so many epochs (WS-DAN)
+
+    config.train = train = ml_collections.ConfigDict()
+    train.batch_size = 12  # of all devices together (WS-DAN)
+    train.eval_batch_size = 64
+    train.eval_every_epochs = 1.0  # on the validation part
+    train.log_every_steps = 50
+    train.checkpoint_every_steps = 500
+
+    config.parallel = parallel = ml_collections.ConfigDict()
+    parallel.backend = "jit"  # or pmap
+
+    return config

@@ -1,0 +1,20 @@
+"""Your own photos, one folder per class: a small network that a laptop can train.
+
+python launch.py --config configs/folder.py --config.dataset.path=DIR
+
+DIR holds <class>/..., or train/<class>/... with test/ and, if you like, val/ beside train/. Without a test folder a
+fifth of each class is set aside. ImageNet weights are fetched from the Hugging Face hub once; without a network give a
+safetensors file by --config.model.pretrained=FILE, or train from scratch with --config.model.pretrained= (empty).
+"""
+
+import ml_collections
+
+from configs import cub50_lite0
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings that suit CUB-200-2011 at this size, for other photos."""
+    config = cub50_lite0.get_config()
+    config.dataset.name = "folder"
+    config.model.pretrained = "hf://timm/tf_efficientnet_lite0.in1k"
+    return config
