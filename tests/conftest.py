@@ -1,10 +1,22 @@
 """Four simulated CPU devices, so that what is meant for many devices is tested on many; and one finished run."""
 
-import jax
-import pytest
+import os
+
+# Four devices on the two cores of a CI machine: XLA has as many threads as cores or devices, whichever are more, and
+# a collective blocks one per device; with none to spare, anything else in flight can leave a device without a thread,
+# and after 40 seconds XLA aborts the process. So: threads to spare, patience, and one program in flight at a time.
+# The two variables are read when the CPU client starts; subprocesses inherit them.
+os.environ.setdefault("PJRT_NPROC", "8")
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_collective_call_terminate_timeout_seconds=300"]
+).strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 @pytest.fixture(scope="session")

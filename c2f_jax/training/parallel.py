@@ -93,7 +93,7 @@ class PmapBackend:
 
     def get_state(self, state: Any) -> Any:
         """The first copy, replicated over the mesh as evaluation and checkpoints want it."""
-        return replicate(jax.device_get(jax.tree.map(lambda x: x[0], state)), self.mesh)
+        return replicate(jax.device_get(jax.tree.map(_first_copy, state)), self.mesh)
 
     def put_batch(self, batch: Batch) -> Batch:
         """Host arrays [b, ...] -> [D, b / D, ...]."""
@@ -106,9 +106,14 @@ class PmapBackend:
 
         def run(state: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
             state, metrics = mapped(state, batch)
-            return state, {name: value[0] for name, value in metrics.items()}
+            return state, jax.tree.map(_first_copy, metrics)
 
         return run
+
+
+def _first_copy(value: jax.Array) -> jax.Array:
+    """Of equal copies [D, ...], the first; without `value[0]`, which would be a program of its own on all devices."""
+    return value.addressable_data(0)[0]
 
 
 def make_backend(name: str, mesh: Mesh) -> Backend:
