@@ -65,10 +65,7 @@ def run(command: Command) -> None:
         assert command.images is not None and command.output is not None  # `parse` has seen to it
         model = model_of_run(command.workdir, command.config)
         unreadable = predict_folder(model, command.images, command.output, command.overlays)
-        print(
-            f"{command.output}"
-            + (f"; {unreadable} unreadable: see the column error" if unreadable else "")
-        )
+        print(f"{command.output}" + (f"; {unreadable} unreadable: see the column error" if unreadable else ""))
         return
     from c2f_jax.training.loop import evaluate_checkpoint, train_and_evaluate
 

@@ -26,7 +26,9 @@ def get_config() -> ml_collections.ConfigDict:
     dataset.test_size = ml_collections.config_dict.placeholder(int)
 
     config.augment = augment = ml_collections.ConfigDict()
-    augment.min_side = 0.875  # side of the random coarse box, U(min_side, 1) of the image (WS-DAN's 448 of 512)
+    augment.min_side = 0.875  # side of the random coarse box, U(min_side, max_side) of the image (WS-DAN's 448 of 512)
+    augment.max_side = 0.875
+    augment.test_side = 0.875  # side of the central coarse box in evaluation and prediction (WS-DAN's 448 of 512)
     augment.flip = True  # mirror half of the views (WS-DAN)
     augment.brightness = 32 / 255  # shift, fraction of the range (WS-DAN)
     augment.saturation = (0.5, 1.5)  # factor (WS-DAN)

@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
     config.dataset.raw_size = 192
     config.augment.min_side = 0.9
+    config.augment.max_side = 1.0
+    config.augment.test_side = 1.0
     config.model.backbone = "resnet10_small"
     config.model.view_size = 64
     config.model.num_maps = 8

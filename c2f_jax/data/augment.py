@@ -23,12 +23,12 @@ def stream(keys: jax.Array, number: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
-def random_boxes(keys: jax.Array, *, min_side: float, flip: bool) -> jax.Array:
+def random_boxes(keys: jax.Array, *, min_side: float, max_side: float, flip: bool) -> jax.Array:
     """Random square boxes, mirrored with probability one half where `flip`.
 
     Args:
         keys: [B].
-        min_side: sides are U(min_side, 1) of the raw image; 1 means the whole image. WS-DAN's 448 of 512 px is 0.875.
+        min_side, max_side: sides are U(min_side, max_side) of the raw image. WS-DAN's 448 of 512 px is 0.875 for both.
         flip: mirror half of them (xmin > xmax).
 
     Returns:
@@ -37,7 +37,7 @@ def random_boxes(keys: jax.Array, *, min_side: float, flip: bool) -> jax.Array:
 
     def one(key: jax.Array) -> jax.Array:
         side_key, place_key, flip_key = jax.random.split(key, 3)
-        side = jax.random.uniform(side_key, minval=min_side, maxval=1.0)
+        side = jax.random.uniform(side_key, minval=min_side, maxval=max_side)
         ymin, xmin = jax.random.uniform(place_key, (2,)) * (1.0 - side)
         box = jnp.stack([ymin, xmin, ymin + side, xmin + side])
         return jnp.where(flip & jax.random.bernoulli(flip_key), flip_horizontal(box), box)

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from c2f_jax.kernels import crop_and_resize, ordered, resize_maps
-from c2f_jax.models.two_looks import Look, log_probabilities
+from c2f_jax.kernels import crop_and_resize, ordered
+from c2f_jax.models.two_looks import Look, attention_over_image, log_probabilities
 
 RIGHT, WRONG, TRUTH = "#1b7f3b", "#b3261e", "#ffd166"
 
@@ -66,11 +65,8 @@ def save_sheet(
 def _panels(batch: dict[str, jax.Array], looks: dict[str, Look]) -> dict[str, np.ndarray]:
     images = np.asarray(batch["image"])
     panels: dict[str, np.ndarray] = {"image": images}
-    maps: Any = looks["coarse"].out.get("attention_maps")
-    if maps is not None:
-        size = images.shape[1]
-        mean = np.asarray(resize_maps(jnp.mean(maps.astype(jnp.float32), axis=-1), size))
-        heat = mean / np.maximum(mean.max(axis=(1, 2), keepdims=True), 1e-9)
+    if "attention_maps" in looks["coarse"].out:
+        heat = np.asarray(attention_over_image(looks["coarse"], images.shape[1]))
         # Bright where attended, dimmed and grey elsewhere: the picture stays readable under it.
         grey = images.mean(axis=-1, keepdims=True) * 0.35
         panels["attention"] = (grey + heat[..., None] * (images - grey)).astype(np.uint8)

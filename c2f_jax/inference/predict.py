@@ -13,7 +13,7 @@ import numpy as np
 from c2f_jax.data import images, pipeline
 from c2f_jax.errors import UserError
 from c2f_jax.kernels import ordered
-from c2f_jax.models.two_looks import log_probabilities
+from c2f_jax.models.two_looks import attention_over_image, log_probabilities
 from c2f_jax.training import parallel, steps
 from c2f_jax.training.build import build_trained
 from c2f_jax.training.checkpoint import open_finished
@@ -21,6 +21,7 @@ from c2f_jax.training.losses import Task
 from c2f_jax.training.workdir import read_class_names, read_config
 
 TOP = 5
+HEAT_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Prediction:
             probable first.
         box: where the second look looked, (xmin, ymin, xmax, ymax) in pixels of the image as it is shown (EXIF
             orientation applied); None with one look.
-        attention: mean of the coarse view's attention maps [h, w], its maximum 1; None without attention.
+        attention: mean of the coarse view's attention maps, laid over the whole image [HEAT_SIZE, HEAT_SIZE]; its
+            maximum is about 1, and it is 0 where that view did not reach; None without attention.
     """
 
     file: str
@@ -135,15 +137,15 @@ def model_of_run(workdir: Path, config: Any) -> Model:
 def prediction_step(task: Task, params: Any, batch_stats: dict[str, Any], raw: jax.Array) -> dict[str, jax.Array]:
     """Pure: raw uint8 [B, R, R, 3] -> probabilities [B, C] by view; where they exist `box` [B, 4] and `attention`.
 
-    The box is (ymin, xmin, ymax, xmax) in fractions of the image, `attention` [B, h, w] the mean map over its maximum.
+    The box is (ymin, xmin, ymax, xmax) in fractions of the image; `attention` [B, HEAT_SIZE, HEAT_SIZE] is as in
+    `Prediction`.
     """
     looks = steps.predict(task, params, batch_stats, raw)
     said = {view: jnp.exp(values) for view, values in log_probabilities(looks).items()}
     if "fine" in looks:
         said["box"] = jnp.clip(ordered(looks["fine"].box), 0.0, 1.0)
     if "attention_maps" in looks["coarse"].out:
-        mean = jnp.mean(looks["coarse"].out["attention_maps"].astype(jnp.float32), axis=-1)
-        said["attention"] = mean / jnp.maximum(jnp.max(mean, axis=(1, 2), keepdims=True), 1e-9)
+        said["attention"] = attention_over_image(looks["coarse"], HEAT_SIZE)
     return said
 
 

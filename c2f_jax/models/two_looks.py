@@ -16,8 +16,6 @@ from c2f_jax.kernels import compose, crop_and_resize, resize_maps, threshold_box
 Region = Callable[[dict[str, jax.Array]], jax.Array]  # outputs of the coarse look -> boxes [B, 4] in its coordinates
 Prepare = Callable[[jax.Array], jax.Array]  # a view with values 0..255 -> what the network takes
 
-WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
-
 
 class Look(NamedTuple):
     """One look at one view.
@@ -37,9 +35,10 @@ class Look(NamedTuple):
     batch_stats: Any
 
 
-def whole_image_boxes(raw: jax.Array) -> jax.Array:
-    """raw [B, R, R, 3] -> boxes [B, 4] of the whole image."""
-    return jnp.broadcast_to(jnp.asarray(WHOLE_IMAGE), (raw.shape[0], 4))
+def central_boxes(count: int, side: float) -> jax.Array:
+    """`count` boxes [count, 4] around the middle of the image, `side` of it long; 1 is the whole image."""
+    low, high = 0.5 - 0.5 * side, 0.5 + 0.5 * side
+    return jnp.broadcast_to(jnp.array([low, low, high, high]), (count, 4))
 
 
 def learned_region(out: dict[str, jax.Array]) -> jax.Array:
@@ -123,6 +122,18 @@ def two_looks(
         fine_box = compose(coarse_box, region(looks["coarse"].out))
         looks["fine"] = look(network, params, batch_stats["fine"], raw, fine_box, **shown)
     return looks
+
+
+def attention_over_image(coarse: Look, size: int) -> jax.Array:
+    """The coarse look's mean attention over the whole image: [B, size, size], maximum about 1, 0 beyond its box."""
+    maps = coarse.out["attention_maps"].astype(jnp.float32)
+    mean = jnp.mean(maps, axis=-1, keepdims=True)
+    mean /= jnp.maximum(jnp.max(mean, axis=(1, 2), keepdims=True), 1e-9)
+    # The image as a box in the coordinates of the view.
+    low, high = coarse.box[:, :2], coarse.box[:, 2:]
+    whole = jnp.concatenate([-low / (high - low), (1.0 - low) / (high - low)], axis=-1)
+    inside = crop_and_resize(jnp.ones_like(mean), whole, size, padding="constant") > 0.5
+    return (crop_and_resize(mean, whole, size) * inside)[..., 0]
 
 
 def log_probabilities(looks: dict[str, Look]) -> dict[str, jax.Array]:

@@ -46,8 +46,13 @@ def check(config: Any) -> None:
             "region.min_side and region.max_side must satisfy 0 < min < max <= 1; "
             f"got {config.region.min_side} and {config.region.max_side}"
         )
-    if not 0.0 < config.augment.min_side <= 1.0:
-        raise UserError(f"augment.min_side must lie in (0, 1]; got {config.augment.min_side}")
+    if not 0.0 < config.augment.min_side <= config.augment.max_side <= 1.0:
+        raise UserError(
+            "augment.min_side and augment.max_side must satisfy 0 < min <= max <= 1; "
+            f"got {config.augment.min_side} and {config.augment.max_side}"
+        )
+    if not 0.0 < config.augment.test_side <= 1.0:
+        raise UserError(f"augment.test_side must lie in (0, 1]; got {config.augment.test_side}")
     for name in ("log_every_steps", "checkpoint_every_steps"):
         if config.train[name] < 1:
             raise UserError(f"train.{name} must be at least 1; got {config.train[name]}")
@@ -99,7 +104,12 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
         network=network,
         view_size=model.view_size,
         normalise=partial(augment.normalise, mean=tuple(config.augment.mean), std=tuple(config.augment.std)),
-        random_boxes=partial(augment.random_boxes, min_side=config.augment.min_side, flip=config.augment.flip),
+        random_boxes=partial(
+            augment.random_boxes,
+            min_side=config.augment.min_side,
+            max_side=config.augment.max_side,
+            flip=config.augment.flip,
+        ),
         random_colour=partial(
             augment.random_colour,
             brightness=config.augment.brightness,
@@ -109,6 +119,7 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
         else None,
         center_weight=config.loss.center_weight,
         center_rate=config.loss.center_rate,
+        test_side=config.augment.test_side,
         test_region=test_regions[config.method],
     )
 

@@ -33,6 +33,7 @@ class Task:
         random_colour: (keys [B], views) -> views, or None for no colour changes.
         center_weight: lambda, on the centre loss.
         center_rate: beta, of the centres' update.
+        test_side: of the central coarse box in evaluation and prediction, a fraction of the image.
         test_region: rule for the second look in evaluation and prediction; None looks once.
     """
 
@@ -43,6 +44,7 @@ class Task:
     random_colour: Callable[[jax.Array, jax.Array], jax.Array] | None
     center_weight: float
     center_rate: float
+    test_side: float
     test_region: Region | None
 
 

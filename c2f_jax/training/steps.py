@@ -8,7 +8,7 @@ import optax
 
 from c2f_jax.data.augment import example_keys
 from c2f_jax.kernels import update_centers
-from c2f_jax.models.two_looks import Look, two_looks, whole_image_boxes
+from c2f_jax.models.two_looks import Look, central_boxes, two_looks
 from c2f_jax.training.losses import Batch, Task
 from c2f_jax.training.stages import Stage
 from c2f_jax.training.train_state import TrainState
@@ -80,13 +80,13 @@ def train_step(
 
 
 def predict(task: Task, params: Any, batch_stats: dict[str, Any], raw: jax.Array) -> dict[str, Look]:
-    """Both looks at whole images, with running statistics. raw: uint8 [B, R, R, 3]."""
+    """Both looks, the coarse one at the middle of each image, with running statistics. raw: uint8 [B, R, R, 3]."""
     return two_looks(
         task.network,
         params,
         batch_stats,
         raw,
-        whole_image_boxes(raw),
+        central_boxes(raw.shape[0], task.test_side),
         region=task.test_region,
         view_size=task.view_size,
         prepare=task.normalise,

@@ -10,7 +10,15 @@ import pytest
 
 from c2f_jax.kernels import compose, crop_and_resize
 from c2f_jax.models.attention_network import AttentionNetwork, PooledNetwork, scale_gradient
-from c2f_jax.models.two_looks import learned_region, log_probabilities, threshold_region, two_looks, whole_image_boxes
+from c2f_jax.models.two_looks import (
+    Look,
+    attention_over_image,
+    central_boxes,
+    learned_region,
+    log_probabilities,
+    threshold_region,
+    two_looks,
+)
 
 VIEW, RAW = 16, 32
 
@@ -42,7 +50,7 @@ def see_twice(network, params, stats, raw, *, train=True, region=learned_region,
         params,
         {"coarse": stats, "fine": stats},
         raw,
-        whole_image_boxes(raw) if coarse_box is None else coarse_box,
+        central_boxes(len(raw), 1.0) if coarse_box is None else coarse_box,
         region=region,
         view_size=VIEW,
         prepare=lambda views: views / 127.5 - 1.0,
@@ -175,3 +183,20 @@ def test_baseline_is_average_pooling_and_a_linear_layer():
     logits, out = network.apply(variables, view, train=False)
     head = variables["params"]["head"]
     np.testing.assert_allclose(logits, out["feature_maps"].mean((1, 2)) @ head["kernel"] + head["bias"], rtol=1e-5)
+
+
+def test_attention_lies_over_the_part_of_the_image_that_was_seen():
+    maps = jnp.zeros((1, 4, 4, 2)).at[0, 0, 3].set(3.0)  # the view's upper right corner
+    coarse = Look(jnp.array([[0.25, 0.25, 0.75, 0.75]]), None, None, {"attention_maps": maps}, None)
+    heat = np.array(attention_over_image(coarse, 16))[0]
+    assert heat[4:6, 10:12].min() > 0.5
+    assert heat.max() == heat[4:6, 10:12].max() == 1.0
+    heat[4:8, 8:12] = 0.0
+    np.testing.assert_array_equal(heat, 0.0)
+    mirrored = np.asarray(attention_over_image(coarse._replace(box=jnp.array([[0.25, 0.75, 0.75, 0.25]])), 16))[0]
+    assert mirrored[4:6, 4:6].min() > 0.5
+
+
+def test_central_boxes():
+    np.testing.assert_allclose(central_boxes(2, 0.5), [[0.25, 0.25, 0.75, 0.75]] * 2)
+    np.testing.assert_array_equal(central_boxes(1, 1.0), [[0.0, 0.0, 1.0, 1.0]])
