@@ -2,7 +2,10 @@
 
 import sys
 
-from c2f_jax.cli import main
+from c2f_jax.memory import restart_with_huge_pages
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
+    from c2f_jax.cli import main
+
     sys.exit(main(sys.argv[1:]))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from c2f_jax.kernels import bilinear_attention_pooling, region_distribution, soft_box
 from c2f_jax.models.conv import Conv
+from c2f_jax.models.norm import BatchNorm
 
 Outputs = dict[str, jax.Array]
 
@@ -58,7 +59,7 @@ class Attention(nn.Module):
         x = Conv(self.num_maps, (1, 1), kernel_init=ATTENTION_INITS[self.kernel_init], dtype=self.dtype, name="conv")(
             feature_maps
         )
-        norm = nn.BatchNorm(
+        norm = BatchNorm(
             use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,

@@ -1,15 +1,11 @@
 """The one convolution used everywhere: PyTorch's padding, flax's parameters, a fast formulation for each platform.
 
 Images are `[B, H, W, C]`, kernels `[kh, kw, C_in / groups, C_out]` (HWIO). On TPU and GPU this is always
-`lax.conv_general_dilated`. On CPU, XLA runs three kinds of convolution several times slower than the same sum written
-otherwise. Two are written as one matrix product: 1x1 kernels, and kernels that see very few numbers per output pixel
-(a 3x3 stem on RGB). The third, depthwise, is written as one multiply-add of the shifted image for each pixel of the
-kernel. The platform is chosen when the program is lowered, not when it is traced, so one traced program can be exported
-for several platforms.
+`lax.conv_general_dilated`. XLA's CPU back end runs most kinds of convolution, or their gradients, several times slower
+than the same sums written otherwise: see `cpu`. The platform is chosen when the program is lowered, not when it is
+traced, so one traced program can be exported for several platforms.
 """
 
-import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,6 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from c2f_jax.models import cpu
+from c2f_jax.models.cpu import Padding, Pair, native_conv2d
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with variance 2 / (kh * kw * C_out): keeps the gradient's variance through relu.
@@ -31,8 +30,6 @@ Measured on 2 cores at batch 64, 3x3, forward and backward: 3 channels 1.3 to 3 
 32 channels half as fast. A 7x7 stem on RGB (147) is slower too.
 """
 
-Pair = tuple[int, int]
-Padding = tuple[Pair, Pair]
 PaddingLike = int | Sequence[int] | Sequence[Sequence[int]] | Literal["SAME"]
 
 
@@ -56,90 +53,10 @@ def _padding(value: PaddingLike, size: Pair, kernel_size: Pair, strides: Pair) -
     return _pair(value[0], "padding"), _pair(value[1], "padding")
 
 
-def _native(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, groups: int) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
-    )
-
-
-def _patch_product(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """The same sum as `_native` (one group) as a single product `[B*H*W, kh*kw*C_in] @ [kh*kw*C_in, C_out]`."""
-    kh, kw, _, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    # How many rows and columns each tap spans, from the first pixel it reads to the last.
-    rows = (x.shape[1] - kh) // strides[0] * strides[0] + 1
-    columns = (x.shape[2] - kw) // strides[1] * strides[1] + 1
-    taps = [x[:, i : i + rows : strides[0], j : j + columns : strides[1], :] for i in range(kh) for j in range(kw)]
-    patches = jnp.concatenate(taps, axis=-1)
-    batch_and_pixels, width = patches.shape[:-1], patches.shape[-1]
-    # Two-dimensional operands, because XLA CPU has its fast path for those.
-    product = patches.reshape(-1, width) @ kernel.reshape(width, features)
-    return product.reshape(*batch_and_pixels, features)
-
-
-def _shifted_sum(x: jax.Array, kernel: jax.Array, strides: Pair) -> jax.Array:
-    """Depthwise, without padding: each of the kernel's pixels times the image as that pixel sees it, added up."""
-    kh, kw = kernel.shape[:2]
-    rows, columns = x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    # Otherwise XLA computes what x is made of (a batch norm, say) once more for each of the kernel's pixels, a tenth
-    # slower in most places of EfficientNet-Lite0.
-    x = lax.optimization_barrier(x)
-    terms = [
-        x[:, i : i + rows : strides[0], j : j + columns : strides[1]].astype(wide) * kernel[i, j, 0].astype(wide)
-        for i, j in itertools.product(range(kh), range(kw))
-    ]
-    return functools.reduce(jnp.add, terms).astype(x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """The same sum as `_native` with groups = C_in = C_out, kernel `[kh, kw, 1, C]`. Reverse mode only."""
-    return _shifted_sum(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel, strides)
-
-
-def _depthwise_fwd(
-    x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _depthwise(x, kernel, strides, padding), (x, kernel)
-
-
-def _depthwise_bwd(
-    strides: Pair, padding: Padding, saved: tuple[jax.Array, jax.Array], out_bar: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    kh, kw, _, features = kernel.shape
-
-    # By x: the cotangent, with zeros where strides left pixels out, seen by the kernel turned round.
-    edges = []
-    for axis in (0, 1):
-        before = kernel.shape[axis] - 1 - padding[axis][0]
-        spread = (out_bar.shape[axis + 1] - 1) * strides[axis] + 1
-        edges.append((before, x.shape[axis + 1] + padding[axis][0] - spread, strides[axis] - 1))
-    zero = jnp.zeros((), out_bar.dtype)
-    x_bar = _shifted_sum(lax.pad(out_bar, zero, ((0, 0, 0), *edges, (0, 0, 0))), kernel[::-1, ::-1], (1, 1))
-
-    # By the kernel: a loop over its pixels; XLA runs that many sums at once in one program several times slower.
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    size = (x.shape[0], padded.shape[1] - kh + 1, padded.shape[2] - kw + 1, features)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-
-    def pixel_bar(place: jax.Array) -> jax.Array:
-        seen = lax.dynamic_slice(padded, (0, place // kw, place % kw, 0), size)[:, :: strides[0], :: strides[1]]
-        return jnp.sum(seen.astype(wide) * out_bar.astype(wide), axis=(1, 2))
-
-    # Over images only after the loop: where these lie on several devices, they communicate once.
-    kernel_bar = jnp.sum(lax.map(pixel_bar, jnp.arange(kh * kw)), axis=1)
-    return x_bar, kernel_bar.reshape(kernel.shape).astype(kernel.dtype)
-
-
-_depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
-
-
 def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair, padding: Padding, groups: int = 1) -> jax.Array:
     """Cross-correlates images with a kernel; zeros outside the image.
 
-    Differentiable in reverse mode; forward mode too unless it is depthwise (groups = C_in = C_out).
+    Differentiable in reverse mode, to any order.
 
     Args:
       x: `[B, H, W, C_in]`.
@@ -152,21 +69,28 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair, padding: Padding, 
       `[B, (H + top + bottom - kh) // stride + 1, ..., C_out]`, of x's dtype.
     """
     kh, kw, in_features, features = kernel.shape
-    if groups == 1 and (kh == kw == 1 or kh * kw * in_features <= PATCH_PRODUCT_MAX_WIDTH):
-        return lax.platform_dependent(
-            x,
-            kernel,
-            cpu=lambda x, kernel: _patch_product(x, kernel, strides, padding),
-            default=lambda x, kernel: _native(x, kernel, strides, padding, groups),
-        )
-    if in_features == 1 and groups == features:
-        return lax.platform_dependent(
-            x,
-            kernel,
-            cpu=lambda x, kernel: _depthwise(x, kernel, strides, padding),
-            default=lambda x, kernel: _native(x, kernel, strides, padding, groups),
-        )
-    return _native(x, kernel, strides, padding, groups)
+    if groups == 1:
+        as_product = kh == kw == 1 or kh * kw * in_features <= PATCH_PRODUCT_MAX_WIDTH
+        on_cpu = cpu.patch_product if as_product else cpu.dense
+    elif in_features == 1 and groups == features:
+        on_cpu = cpu.depthwise
+    else:
+        return native_conv2d(x, kernel, strides, padding, groups)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: on_cpu(x, kernel, strides, padding),
+        default=lambda x, kernel: native_conv2d(x, kernel, strides, padding, groups),
+    )
+
+
+def max_pool(x: jax.Array, window: Pair, *, strides: Pair, padding: Padding) -> jax.Array:
+    """The largest value of each window [B, H, W, C]; what lies beyond the image never is. Reverse mode only."""
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: cpu.max_pool(x, window, strides, padding),
+        default=lambda x: nn.max_pool(x, window, strides=strides, padding=padding),
+    )
 
 
 class Conv(nn.Module):

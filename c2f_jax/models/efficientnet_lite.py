@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from c2f_jax.models.conv import Conv
+from c2f_jax.models.norm import BatchNorm
 
 # Per stage: expansion, output channels, blocks, stride of the first block, kernel size (table 1 of the paper).
 LITE0_STAGES = (
@@ -109,7 +110,7 @@ class EfficientNetLite(nn.Module):
             raise ValueError(f"output_stride must be 32 or 16, got {self.output_stride}")
         conv = functools.partial(Conv, padding="SAME", dtype=self.dtype)
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=0.9,  # flax's momentum is the decay: PyTorch's 0.1, for fine-tuning; it was trained with 0.99
             epsilon=1e-3,

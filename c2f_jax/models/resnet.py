@@ -25,7 +25,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.models.conv import Conv
+from c2f_jax.models.conv import Conv, max_pool
+from c2f_jax.models.norm import BatchNorm
 
 
 class BasicBlock(nn.Module):
@@ -123,7 +124,7 @@ class ResNet(nn.Module):
             )
         conv = functools.partial(Conv, dtype=self.dtype)
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=0.9,  # flax's momentum is the decay: PyTorch's 0.1
             epsilon=1e-5,
@@ -133,7 +134,7 @@ class ResNet(nn.Module):
         x = conv(self.stem_width, self.stem_kernel, strides=2, padding=self.stem_kernel // 2, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x))
         if self.stem_pool:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         groups = zip(self.block_counts, self.widths, self.group_strides, strict=True)
         for group, (count, width, stride) in enumerate(groups, start=1):
             for index in range(count):

@@ -4,7 +4,6 @@ import functools
 import os
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from jax import export
 from c2f_jax.models.backbones import BACKBONES
 from c2f_jax.models.conv import Conv
 from c2f_jax.models.efficientnet_lite import EfficientNetLite, InvertedResidual
+from c2f_jax.models.norm import BatchNorm
 from c2f_jax.models.pretrained import load_pretrained, read_weights
 
 WEIGHTS_DIR = os.environ.get("C2F_WEIGHTS_DIR")
@@ -50,7 +50,7 @@ def test_refuses_other_strides():
 
 
 def test_fresh_depthwise_kernels_keep_the_signal():
-    norm = functools.partial(nn.BatchNorm, use_running_average=True)
+    norm = functools.partial(BatchNorm, use_running_average=True)
     block = InvertedResidual(
         192, kernel_size=5, stride=1, expansion=6, conv=functools.partial(Conv, padding="SAME"), norm=norm
     )

@@ -1,0 +1,64 @@
+"""What every benchmark here needs: two threads for everybody, calls timed in turn, and what a figure depends on."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from c2f_jax.memory import restart_with_huge_pages
+
+THREADS = 2
+
+
+def prepare() -> None:
+    """Huge pages, and `THREADS` cores for this process; before JAX or PyTorch is imported, which count cores once."""
+    restart_with_huge_pages()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+
+
+def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each call, round after round, so that a busy moment of the machine falls on all of them.
+
+    In each round a call is made once before it is timed: what another one left in caches and in the heap is not its
+    fault, and training makes the same call again and again.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            call()
+            start = time.perf_counter()
+            call()
+            times[name].append(1000.0 * (time.perf_counter() - start))
+    return times
+
+
+def summary(times: Mapping[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
+    """By name: median and least milliseconds; `speed` is the median over rounds of reference time over own time."""
+    return {
+        name: {
+            "milliseconds": round(statistics.median(values), 2),
+            "fastest": round(min(values), 2),
+            "speed": round(statistics.median(b / a for a, b in zip(values, times[reference], strict=True)), 3),
+        }
+        for name, values in times.items()
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Device, cores and versions."""
+    import jax
+
+    def of(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": THREADS,
+        "versions": {name: of(name) for name in ("jax", "flax", "torch")},
+    }
