@@ -58,6 +58,9 @@ def run(command: Command) -> None:
 
     if command.multiprocess:
         jax.distributed.initialize()
+    # The second start of a run need not compile again, which takes half a minute.
+    if command.config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(command.config.compilation_cache).expanduser()))
     if command.mode == "predict":
         from c2f_jax.inference.predict import model_of_run
         from c2f_jax.inference.report import predict_folder

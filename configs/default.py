@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     dataset.cache_dir = "~/.cache/c2f_jax"  # where prepared data go; never beside the photos
     dataset.unreadable = "skip"  # image files that cannot be read: listed once and skipped, or "fail"
     dataset.raw_size = 512  # pixels, the side R of the images that views are cut from (WS-DAN)
+    dataset.memory_mib = 2048  # keep the training images decoded if they take no more than this, MiB of host memory
     dataset.validation_fraction = 0.1  # share of the training part set aside; 0 trains on everything
     dataset.train_size = ml_collections.config_dict.placeholder(int)  # paper_birds: how many to draw
     dataset.test_size = ml_collections.config_dict.placeholder(int)
@@ -79,10 +80,13 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 12  # of all devices together (WS-DAN)
+    train.accumulate = 1  # compute the batch in so many parts, one after the other, to save memory (batch norm by part)
     train.eval_batch_size = 64
     train.eval_every_epochs = 1.0  # on the validation part
     train.log_every_steps = 50
     train.checkpoint_every_steps = 500
+
+    config.compilation_cache = "~/.cache/c2f_jax/compiled"  # compiled programs, for the next start; empty: none
 
     config.parallel = parallel = ml_collections.ConfigDict()
     parallel.backend = "jit"  # or pmap

@@ -33,6 +33,7 @@ def refused(capsys, *argv):
         (["--config.region.box_gradient=some"], ["region.box_gradient", "mapping"]),
         (["--config.model.backbone=resnet51"], ["model.backbone", "resnet50"]),
         (["--config.train.batch_size=6"], ["train.batch_size=6", "4 devices", "--config.train.batch_size=4"]),
+        (["--config.train.accumulate=3"], ["train.accumulate=3", "each device's share of the batch, 16 images"]),
         (["--config.dataset.train_size=40"], ["train.batch_size=64", "36 training examples"]),
         (["--config.dataset.name=birds"], ["dataset.name", "paper_birds"]),
         (["--config=configs/cub.py", "--config.dataset.path=nowhere.tgz"], ["nowhere.tgz"]),

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "c2f_jax"
 
 # Each layer may import those before it, and its own. Leaves are used from above and import no layer but the first.
 LAYERS = [
-    ["errors"],
+    ["errors", "memory"],
     ["kernels"],
     ["data", "training.checkpoint", "training.metrics", "training.workdir", "training.writers", "training.parallel"],
     ["models"],

@@ -60,6 +60,11 @@ def check(config: Any) -> None:
         raise UserError("model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
     for name in ("batch_size", "eval_batch_size"):
         parallel.check_batch_size(f"train.{name}", config.train[name])
+    if config.train.accumulate < 1 or config.train.batch_size // jax.device_count() % config.train.accumulate:
+        raise UserError(
+            f"train.accumulate={config.train.accumulate} must divide each device's share of the batch, "
+            f"{config.train.batch_size // jax.device_count()} images"
+        )
 
 
 def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses.Task:
@@ -236,10 +241,11 @@ class Run:
 
     def training_batches(self, start: int) -> Any:
         """Batches of steps `start`, start + 1, ... on the host."""
+        data = self.config.dataset
         return pipeline.training_batches(
-            self.splits.train,
+            pipeline.in_memory(self.splits.train, raw_size=data.raw_size, limit_mib=data.memory_mib),
             batch_size=self.config.train.batch_size,
-            raw_size=self.config.dataset.raw_size,
+            raw_size=data.raw_size,
             seed=self.config.seed,
             start=start,
             process=jax.process_index(),

@@ -71,7 +71,14 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
     axis = run.backend.axis_name
     compiled = {
         stage.name: run.backend.compile(
-            partial(train_step, task=run.task, stage=stage, seed=config.seed, axis_name=axis)
+            partial(
+                train_step,
+                task=run.task,
+                stage=stage,
+                seed=config.seed,
+                accumulate=train.accumulate,
+                axis_name=axis,
+            )
         )
         for stage in stages
     }
@@ -90,11 +97,12 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             report.say(f"going on from step {start} of {total}")
 
         window: Window = []
+        waited = 0.0  # seconds in this window that the host spent waiting for images
         closed: tuple[int, Window] | None = None
         window_began = time.perf_counter()
 
         def write_closed() -> None:
-            nonlocal closed, window_began
+            nonlocal closed, window_began, waited
             if closed is None:
                 return
             last_step, steps = closed
@@ -104,6 +112,8 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             progress["train_seconds"] += seconds
             progress["images"] += len(steps) * train.batch_size
             metrics["images_per_second"] = len(steps) * train.batch_size / seconds
+            metrics["input_wait"] = waited / seconds  # share of the time; 0 where images are always there
+            waited = 0.0
             name = stage_at(stages, last_step - 1).name
             log.write(step=last_step, stage=name, split="train", metrics=metrics)
             done = (last_step - start) / (total - start)
@@ -136,7 +146,10 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             stage = stage_at(stages, step)
             if step == stage.start:
                 state = run.backend.put_state(switch_stage(run.backend.get_state(state), stage))
-            state, metrics = compiled[stage.name](state, run.backend.put_batch(next(batches)))
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            state, metrics = compiled[stage.name](state, run.backend.put_batch(batch))
             write_closed()
             window.append(metrics)
             if (step + 1) % train.log_every_steps == 0:

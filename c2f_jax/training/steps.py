@@ -1,5 +1,6 @@
 """One training step and one prediction, as pure functions; `parallel` compiles them for the devices."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,8 +31,56 @@ def _probe_norms(gradients: Any, batch_size: int) -> dict[str, jax.Array]:
     return {f"gradient/{name}": norm(gradient) for name, gradient in gradients.items()}
 
 
+def _loss_and_gradients(
+    state: TrainState, batch: Batch, *, task: Task, stage: Stage, seed: int
+) -> tuple[Any, dict[str, jax.Array], Any, jax.Array | None]:
+    """(gradients, metrics, batch statistics, pooled features) of a batch, all at once."""
+    keys = example_keys(seed, state.step, batch["index"])
+    batch_size = batch["label"].shape[0]
+    probes = _attention_probes(task, batch_size) if stage.probe else {}
+
+    def loss_fn(params: Any, probes: Any) -> Any:
+        return stage.loss(task, params, probes, state, batch, keys)
+
+    gradient = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+    (_, aux), (gradients, probe_gradients) = gradient(state.params, probes)
+    return gradients, {**aux.metrics, **_probe_norms(probe_gradients, batch_size)}, aux.batch_stats, aux.pooled
+
+
+def _accumulated(
+    state: TrainState, batch: Batch, *, parts: int, **settings: Any
+) -> tuple[Any, dict[str, jax.Array], Any, jax.Array | None]:
+    """`_loss_and_gradients` by `parts` of the batch in turn: means of gradients and metrics, statistics in turn."""
+
+    def split(value: jax.Array) -> jax.Array:
+        # Every so many-th example: where examples lie on several devices, each part has its share on each of them.
+        return jnp.swapaxes(value.reshape(-1, parts, *value.shape[1:]), 0, 1)
+
+    def joined(value: jax.Array) -> jax.Array:
+        return jnp.swapaxes(value, 0, 1).reshape(-1, *value.shape[2:])
+
+    def one(carry: Any, part: Batch) -> Any:
+        batch_stats, total = carry
+        gradients, metrics, batch_stats, pooled = _loss_and_gradients(
+            state.replace(batch_stats=batch_stats), part, **settings
+        )
+        return (batch_stats, jax.tree.map(jnp.add, total, gradients)), (metrics, pooled)
+
+    start = (state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
+    (batch_stats, total), (metrics, pooled) = jax.lax.scan(one, start, jax.tree.map(split, batch))
+    gradients, metrics = jax.tree.map(lambda value: value / parts, total), jax.tree.map(jnp.mean, metrics)
+    return gradients, metrics, batch_stats, None if pooled is None else joined(pooled)
+
+
 def train_step(
-    state: TrainState, batch: Batch, *, task: Task, stage: Stage, seed: int, axis_name: str | None = None
+    state: TrainState,
+    batch: Batch,
+    *,
+    task: Task,
+    stage: Stage,
+    seed: int,
+    accumulate: int = 1,
+    axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of `stage`.
 
@@ -41,23 +90,16 @@ def train_step(
             device's share of it under pmap.
         task, stage: what to optimise, and how.
         seed: of all randomness, together with the step and each example's index.
+        accumulate: in how many parts, one after the other, the batch is computed; its examples' order is kept, batch
+            statistics are those of a part.
         axis_name: the device axis under pmap, None under jit.
 
     Returns:
         The state after the step and scalars for the log, means over the global batch.
     """
-    keys = example_keys(seed, state.step, batch["index"])
-    batch_size = batch["label"].shape[0]
-    probes = _attention_probes(task, batch_size) if stage.probe else {}
-
-    def loss_fn(params: Any, probes: Any) -> Any:
-        return stage.loss(task, params, probes, state, batch, keys)
-
-    (_, aux), (gradients, probe_gradients) = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)(
-        state.params, probes
-    )
-    metrics = {**aux.metrics, **_probe_norms(probe_gradients, batch_size)}
-    pooled, labels = aux.pooled, batch["label"]
+    compute = _loss_and_gradients if accumulate == 1 else partial(_accumulated, parts=accumulate)
+    gradients, metrics, batch_stats, pooled = compute(state, batch, task=task, stage=stage, seed=seed)
+    labels = batch["label"]
     if axis_name is not None:
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
         if pooled is not None:
@@ -72,7 +114,7 @@ def train_step(
         state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            batch_stats=aux.batch_stats,
+            batch_stats=batch_stats,
             opt_state=opt_state,
         ),
         metrics,

@@ -1,9 +1,10 @@
 """The order of the data is a pure function of (seed, step), and evaluation sees each example once."""
 
+import jax
 import numpy as np
 import pytest
 
-from c2f_jax.data.pipeline import evaluation_batches, training_batches
+from c2f_jax.data.pipeline import evaluation_batches, in_memory, training_batches
 from c2f_jax.data.sources import Subset, load, split_indices
 from c2f_jax.errors import UserError
 
@@ -67,6 +68,27 @@ def test_evaluation_sees_each_example_once(processes):
 def test_images_of_other_sizes_are_resized():
     (batch,) = evaluation_batches(Numbers(2, 6, 9), batch_size=2, raw_size=4, process=0, processes=1)
     assert batch["image"].shape == (2, 4, 4, 3) and batch["image"][1].min() == batch["image"][1].max() == 1
+
+
+def test_images_are_decoded_once_where_they_fit_into_memory():
+    decoded = []
+
+    class Counted(Numbers):
+        def __getitem__(self, index):
+            decoded.append(index)
+            return super().__getitem__(index)
+
+    source, size = Counted(10), 512  # 7.5 MiB of images of that size
+    kept = in_memory(source, raw_size=size, limit_mib=8)
+    settings = {"batch_size": 5, "raw_size": size, "seed": 0, "start": 0, "process": 0, "processes": 1}
+    batches = training_batches(kept, **settings)
+    first = [next(batches) for _ in range(6)]
+    assert set(decoded) == set(range(10)) and len(decoded) <= 10 + 2  # two threads may meet at an image
+    del batches
+    plain = training_batches(Numbers(10), **settings)
+    for batch in first:
+        jax.tree.map(np.testing.assert_array_equal, batch, next(plain))
+    assert in_memory(source, raw_size=size, limit_mib=7) is source
 
 
 def test_validation_part_is_fixed_and_disjoint():

@@ -49,6 +49,7 @@ def test_the_story_in_the_log(finished):
     assert [(e["step"], e["stage"]) for e in train if e["step"] in (10, 20)] == [(10, "coarse"), (20, "fine")]
     assert {"loss", "coarse/loss", "coarse/top_1_accuracy", "center_loss", "learning_rate"} <= train[0].keys()
     assert "fine/loss" not in train[0] and {"fine/loss", "gradient/attention_by_box"} <= train[-1].keys()
+    assert all(0.0 <= e["input_wait"] <= 1.0 for e in train)
     assert all(np.isfinite(value) for e in train for value in e.values() if not isinstance(value, str))
     validation = [(e["step"], e["stage"]) for e in told if e["split"] == "validation"]
     assert validation == [(5, "coarse"), (10, "coarse"), (15, "fine"), (20, "fine")]
