@@ -1,35 +1,35 @@
 """Times `crop_and_resize` against the alternatives, side by side in one run; a JSON line per case and implementation.
 
 python -m benchmarks.crop                           # all cases; PyTorch too where it is installed: pip install .[bench]
-python -m benchmarks.crop --case 448 --repeats 15
+python -m benchmarks.crop --case "448 to 448" --batch 8 --repeats 15
 
-Every implementation of a case gets the same images, boxes and cotangent, is compiled and run once, and is then timed
-in turn, round after round, so that a busy moment of the machine falls on all of them. `milliseconds` is the median;
-`relative` is that of the first implementation of the case ("ours, auto") over this one's: above 1, ours is slower.
-`temp_mib` is what XLA sets aside beside arguments and results.
+Every implementation of a case gets the same images, boxes and cotangent, is compiled, and is then timed in turn, round
+after round, on two cores. `milliseconds` is the median; `speed` the median over rounds of the time of "ours, auto" over
+this one's: at 0.25 ours is four times as fast. `temp_mib` is what XLA sets aside beside arguments and results; with
+--peak, `peak_mib` is how far a process that does nothing else grows, compilation included.
 """
 
-import argparse
-import json
-import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from benchmarks import timing
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+timing.prepare()  # before JAX and PyTorch are imported
 
-from c2f_jax.kernels import crop_and_resize
+import argparse  # noqa: E402
+import itertools  # noqa: E402
+import json  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from functools import partial  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from c2f_jax.kernels import crop_and_resize  # noqa: E402
 
 try:
     import torch
 except ImportError:
     torch = None
-
-THREADS = 2
 
 
 class Case(NamedTuple):
@@ -45,16 +45,20 @@ class Case(NamedTuple):
     uint8: bool = False
 
 
+KINDS = [
+    ("448 to 448", 448, 448, 3, False, False),
+    ("448 to 448, uint8", 448, 448, 3, False, True),
+    ("256 to 128", 256, 128, 3, False, False),
+    ("56 to 14, 256 channels", 56, 14, 256, False, False),
+    ("1024 to 448, antialias", 1024, 448, 3, True, False),
+    ("1024 to 448, antialias, uint8", 1024, 448, 3, True, True),
+    ("256 to 128, antialias", 256, 128, 3, True, False),
+]
 CASES = [
-    *(Case("448 to 448", 448, 448, 3, batch, "0.45") for batch in (8, 1, 32)),
-    Case("448 to 448", 448, 448, 3, 8, "U(0.4, 1)"),
-    Case("448 to 448, uint8", 448, 448, 3, 8, "0.45", uint8=True),
-    Case("256 to 128", 256, 128, 3, 32, "0.45"),
-    Case("56 to 14, 256 channels", 56, 14, 256, 8, "0.45"),
-    Case("56 to 14, 256 channels", 56, 14, 256, 32, "U(0.4, 1)"),
-    Case("1024 to 448, antialias", 1024, 448, 3, 8, "U(0.4, 1)", antialias=True),
-    Case("1024 to 448, antialias, uint8", 1024, 448, 3, 8, "U(0.4, 1)", antialias=True, uint8=True),
-    Case("256 to 128, antialias", 256, 128, 3, 32, "U(0.4, 1)", antialias=True),
+    Case(name, pixels, outputs, channels, batch, sides, antialias, uint8)
+    for (name, pixels, outputs, channels, antialias, uint8), batch, sides in itertools.product(
+        KINDS, (8, 1, 32), ("0.45", "U(0.4, 1)")
+    )
 ]
 MODES = ("forward", "box gradient", "image and box gradient")
 
@@ -108,7 +112,7 @@ def in_jax(crop: Callable[..., jax.Array], case: Case, mode: str) -> tuple[Calla
     return lambda: jax.block_until_ready(compiled(images, boxes)), compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
-def in_torch(case: Case, mode: str, channels_last: bool) -> Callable[[], Any]:
+def in_torch(case: Case, mode: str, channels_last: bool) -> tuple[Callable[[], Any], None]:
     """`affine_grid` and `grid_sample` with border padding, float images."""
     images, boxes, cotangent = inputs(case)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -132,22 +136,26 @@ def in_torch(case: Case, mode: str, channels_last: bool) -> Callable[[], Any]:
         wanted = [value for value in (image, box) if value.requires_grad]
         return torch.autograd.grad((crop() * weight).sum(), wanted)
 
-    return crop if mode == "forward" else gradients
+    return (crop if mode == "forward" else gradients), None
 
 
-def implementations(case: Case, mode: str) -> Iterator[tuple[str, Callable[[], Any], float | None]]:
-    """(name, a call to time, MiB of temporaries)."""
+Build = Callable[[], tuple[Callable[[], Any], float | None]]  # -> (a call to time, MiB of temporaries)
+
+
+def implementations(case: Case, mode: str) -> Iterator[tuple[str, Build]]:
+    """Each by name, not built yet."""
     for method in ("auto", "gather", "matmul"):
         ours = partial(crop_and_resize, output_size=case.outputs, antialias=case.antialias, method=method)
-        yield f"ours, {method}", *in_jax(ours, case, mode)
+        yield f"ours, {method}", partial(in_jax, ours, case, mode)
     single = partial(by_scale_and_translate, size=case.outputs, antialias=case.antialias)
-    yield "jax.image.scale_and_translate", *in_jax(jax.vmap(single), case, mode)
+    yield "jax.image.scale_and_translate", partial(in_jax, jax.vmap(single), case, mode)
     if not case.antialias:
         single = partial(by_map_coordinates, size=case.outputs)
-        yield "jax.scipy.ndimage.map_coordinates", *in_jax(jax.vmap(single), case, mode)
+        yield "jax.scipy.ndimage.map_coordinates", partial(in_jax, jax.vmap(single), case, mode)
     if torch is not None and not case.antialias:
-        yield "torch grid_sample, channels first", in_torch(case, mode, channels_last=False), None
-        yield "torch grid_sample, channels last", in_torch(case, mode, channels_last=True), None
+        for layout in ("first", "last"):
+            channels_last = layout == "last"
+            yield f"torch grid_sample, channels {layout}", partial(in_torch, case, mode, channels_last=channels_last)
 
 
 def main() -> None:
@@ -156,41 +164,33 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--case", default="", help="only cases whose name holds this")
     parser.add_argument("--batch", type=int, help="only cases of this batch size")
+    parser.add_argument("--sides", default="", help='only cases whose box sides are "0.45" or "U(0.4, 1)"')
     parser.add_argument("--mode", default="", help=f"only modes that hold this, of: {', '.join(MODES)}")
+    parser.add_argument("--peak", action="store_true", help="measure the peak memory as well, each in its own process")
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if torch is not None:
-        torch.set_num_threads(THREADS)
-    for case in CASES:
-        if options.case not in case.name or options.batch not in (None, case.batch):
+        torch.set_num_threads(timing.THREADS)
+    if options.alone:
+        number, mode, name = options.alone
+        print(timing.peak_mib(lambda: dict(implementations(CASES[int(number)], mode))[name]()[0]))
+        return
+    for number, case in enumerate(CASES):
+        if options.case not in case.name or options.batch not in (None, case.batch) or options.sides not in case.sides:
             continue
         for mode in MODES:
             if options.mode not in mode or (case.uint8 and mode.startswith("image")):
                 continue
-            contestants = list(implementations(case, mode))
-            times: dict[str, list[float]] = {name: [] for name, _, _ in contestants}
-            for _, call, _ in contestants:
-                call()
-            for _ in range(options.repeats):
-                for name, call, _ in contestants:
-                    start = time.perf_counter()
-                    call()
-                    times[name].append(1000.0 * (time.perf_counter() - start))
-            medians = {name: statistics.median(values) for name, values in times.items()}
-            for name, _, temporaries in contestants:
-                line = {
-                    **case._asdict(),
-                    "mode": mode,
-                    "implementation": name,
-                    "milliseconds": round(medians[name], 2),
-                    "fastest": round(min(times[name]), 2),
-                    "relative": round(medians["ours, auto"] / medians[name], 3),
-                    "temp_mib": None if temporaries is None else round(temporaries, 1),
-                    "repeats": options.repeats,
-                    "device": jax.devices()[0].device_kind,
-                    "cores": os.cpu_count(),
-                    "versions": {"jax": jax.__version__, "torch": None if torch is None else torch.__version__},
-                }
-                print(json.dumps(line), flush=True)
+            built = {name: build() for name, build in implementations(case, mode)}
+            times = timing.in_turn({name: call for name, (call, _) in built.items()}, options.repeats)
+            for name, figures in timing.summary(times, "ours, auto").items():
+                temporaries = built[name][1]
+                line = {**case._asdict(), "mode": mode, "implementation": name, **figures}
+                line["temp_mib"] = None if temporaries is None else round(temporaries, 1)
+                if options.peak:
+                    peak = timing.in_own_process("benchmarks.crop", str(number), mode, name)
+                    line["peak_mib"] = round(peak, 1)
+                print(json.dumps({**line, "repeats": options.repeats, **timing.environment()}), flush=True)
 
 
 if __name__ == "__main__":

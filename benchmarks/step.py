@@ -16,12 +16,9 @@ timing.prepare()  # before JAX and PyTorch are imported
 
 import argparse  # noqa: E402
 import json  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from functools import partial  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any, NamedTuple  # noqa: E402
 
 import jax  # noqa: E402
@@ -154,18 +151,6 @@ def first_result(case: Case, name: str) -> tuple[Callable[[], Any], float]:
     return call, time.perf_counter() - start
 
 
-def resident_mib() -> float:
-    """The largest this process has been; not `getrusage`, whose figure a child process inherits."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
-def peak_mib(case: Case, name: str) -> float:
-    """Measured in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.step", "--alone", case.name, name]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Prints one JSON line per case and implementation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,13 +162,8 @@ def main() -> None:
     if torch is not None:
         torch.set_num_threads(timing.THREADS)
     if options.alone:
-        name = options.alone[1]
         (case,) = (case for case in CASES if case.name == options.alone[0])
-        jax.block_until_ready(jnp.zeros(8) + 1.0)
-        before = resident_mib()
-        call, _ = first_result(case, name)
-        call()
-        print(resident_mib() - before)
+        print(timing.peak_mib(lambda: first_result(case, options.alone[1])[0]))
         return
     for case in CASES:
         if options.case not in case.name:
@@ -201,7 +181,7 @@ def main() -> None:
                 **figures,
                 "images_per_second": round(1000.0 * case.batch / figures["milliseconds"], 1),
                 "compile_seconds": round(compile_seconds[name], 1),
-                "peak_mib": round(peak_mib(case, name)),
+                "peak_mib": round(timing.in_own_process("benchmarks.step", case.name, name)),
                 "repeats": options.repeats,
                 **timing.environment(),
             }

@@ -2,9 +2,12 @@
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from c2f_jax.memory import restart_with_huge_pages
@@ -45,6 +48,30 @@ def summary(times: Mapping[str, list[float]], reference: str) -> dict[str, dict[
         }
         for name, values in times.items()
     }
+
+
+def resident_mib() -> float:
+    """The largest this process has been; not `getrusage`, whose figure a child process inherits."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def peak_mib(build: Callable[[], Callable[[], Any]]) -> float:
+    """MiB by which this process grows while a call is built and made twice. For a process that does nothing else."""
+    import jax
+
+    jax.block_until_ready(jax.numpy.zeros(8) + 1.0)
+    before = resident_mib()
+    call = build()
+    call()
+    call()
+    return resident_mib() - before
+
+
+def in_own_process(module: str, *arguments: str) -> float:
+    """The last line that `python -m module --alone arguments...` prints."""
+    command = [sys.executable, "-m", module, "--alone", *arguments]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def environment() -> dict[str, Any]:

@@ -4,6 +4,7 @@ A file of weights is a flat dictionary of arrays in the safetensors format. For 
 coincide; for EfficientNet-Lite they are timm's.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -105,6 +106,7 @@ def _download(source: str) -> Path:
     if match is None:
         raise UserError(f"weights on the hub are named hf://owner/name or hf://owner/name@revision; got {source!r}")
     name, revision = match.groups()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry; we tell of the failure
     try:
         return Path(hf_hub_download(name, "model.safetensors", revision=revision))
     except Exception as error:  # the library's errors have no common base
