@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
     config.dataset.name = "cub200_2011"
     config.dataset.raw_size = 256
+    config.augment.min_side = 0.5  # scales of a coarse and of a fine look; at 0.875 alone fine looks are 5 points worse
+    config.augment.max_side = 1.0
     config.augment.brightness = 0.0
     config.augment.saturation = (1.0, 1.0)
     config.augment.mean = (127.0, 127.0, 127.0)  # the weights'
@@ -25,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.view_size = 128
     config.model.num_maps = 16
     config.model.feature_scale = 20.0
+    config.region.kappa = 2.0  # best overlap with the birds' boxes on the validation part, of 1.7 to 3.0
     config.region.box_gradient_scale = 0.003  # at 0.1 the box pulls at the attention 14 times as hard as the class
     config.stages.coarse_epochs = 4.0
     config.stages.fine_epochs = 8.0
