@@ -4,6 +4,18 @@ python launch.py --config configs/cub50_lite0.py --config.dataset.path=DIR --con
 
 DIR: a folder or archive in CUB-200-2011's layout. FILE: ImageNet weights of EfficientNet-Lite0 as safetensors under
 timm's names (`tf_efficientnet_lite0`).
+
+Measured on the first 50 classes, official test part (1,389 images), 1,350 training images, seed 0, one run each, last
+checkpoint; coarse / fine / fused top-1:
+
+| added to the command | top-1 | second look: area, parts inside | seconds on two cores |
+|---|---|---|---|
+| --config.method=attention --config.stages.coarse_epochs=12.0 | 65.5 / 68.3 / 68.8 | 0.52, 0.98 | 545 |
+| the same, every view 0.875 of the image, kappa sqrt(3) | 66.0 / 63.0 / 67.5 | 0.30, 0.84 | 637 |
+| --config.region.box_gradient=all | 65.6 / 65.9 / 65.7 | 0.77, 1.00 | 844 |
+
+The last: taught through its own gradient, the box grows to the whole view within four epochs, and both looks see the
+same. So here it is not (`region.box_gradient=none`).
 """
 
 import ml_collections
@@ -28,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_maps = 16
     config.model.feature_scale = 20.0
     config.region.kappa = 2.0  # best overlap with the birds' boxes on the validation part, of 1.7 to 3.0
+    config.region.box_gradient = "none"  # otherwise the box grows to the whole view
     config.region.box_gradient_scale = 0.003  # at 0.1 the box pulls at the attention 14 times as hard as the class
     config.stages.coarse_epochs = 4.0
     config.stages.fine_epochs = 8.0
