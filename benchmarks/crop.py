@@ -13,18 +13,18 @@ from benchmarks import timing
 
 timing.prepare()  # before JAX and PyTorch are imported
 
-import argparse  # noqa: E402
-import itertools  # noqa: E402
-import json  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from functools import partial  # noqa: E402
-from typing import Any, NamedTuple  # noqa: E402
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from c2f_jax.kernels import crop_and_resize  # noqa: E402
+from c2f_jax.kernels import crop_and_resize
 
 try:
     import torch

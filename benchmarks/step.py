@@ -14,21 +14,21 @@ from benchmarks import timing
 
 timing.prepare()  # before JAX and PyTorch are imported
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from functools import partial  # noqa: E402
-from typing import Any, NamedTuple  # noqa: E402
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from c2f_jax.models import conv, cpu  # noqa: E402
-from c2f_jax.training import build, steps  # noqa: E402
-from c2f_jax.training.train_state import create_train_state  # noqa: E402
-from configs import cub50_lite0  # noqa: E402
+from c2f_jax.models import conv, cpu
+from c2f_jax.training import build, steps
+from c2f_jax.training.train_state import create_train_state
+from configs import cub50_lite0
 
 try:
     import torch
