@@ -11,8 +11,8 @@ def restart_with_huge_pages() -> None:
     """Starts this program again with `TUNABLES`, once, where they do anything; call it first of all.
 
     XLA's CPU back end takes all of a step's memory from the system and gives it back at the step's end; each time the
-    kernel hands it out anew in pieces of 4 KiB, cleared, which costs a seventh of a training step. glibc (2.35 and
-    later) reads these settings only when a program starts. Whoever sets GLIBC_TUNABLES is left alone.
+    kernel hands it out anew in pieces of 4 KiB, cleared, which costs a seventh to a fifth of a training step. glibc
+    (2.35 and later) reads these settings only when a program starts. Whoever sets GLIBC_TUNABLES is left alone.
     """
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         sys.stdout.flush()

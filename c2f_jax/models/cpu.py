@@ -8,7 +8,7 @@ Each equals its native counterpart in value and gradient. Measured on two cores 
 * Gradient by the image at strides above 1: image pixels fall into phases, each of them an ordinary convolution; XLA
   spreads the cotangent with zeros between and multiplies these.
 * Dense, gradient by the kernel on large maps: a product per image and pixel of the kernel, 2 to 4 times.
-* Max-pool: comparisons of shifted images in place of a scan over windows, about 10 times with its gradient.
+* Max-pool: comparisons of shifted images in place of a scan over windows and a scatter.
 
 All of it partitions over the batch; gradients by the kernel add up over images last, so that devices communicate once.
 """

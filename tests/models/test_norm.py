@@ -37,7 +37,10 @@ def test_equals_the_definition():
 def test_gradients_equal_finite_differences():
     with jax.enable_x64(True):
         arguments = tuple(map(jnp.asarray, example()))
-        f = lambda *a: jnp.sin(batch_norm(*a, 1e-3, None)[0])  # noqa: E731
+
+        def f(*arguments):
+            return jnp.sin(batch_norm(*arguments, 1e-3, None)[0])
+
         check_grads(f, arguments, order=2, modes=["rev"], rtol=1e-5)
 
 
