@@ -97,20 +97,20 @@ def crop_and_resize(
     out_dtype = boxes.dtype
     if jnp.issubdtype(images.dtype, jnp.floating):
         boxes, out_dtype = boxes.astype(jnp.promote_types(boxes.dtype, images.dtype)), images.dtype
+    # One axis of images, one of their boxes.
+    flat = images.reshape(math.prod(leading), *images.shape[-3:])
+    per_image = boxes.reshape(len(flat), math.prod(boxes.shape[len(leading) : -1]), 4)
     settings: dict[str, Any] = {"size": size, "padding": padding, "fill_value": fill_value, "antialias": antialias}
     gather: Callable[..., jax.Array] = partial(_crop, _gather, **settings)
+    gather_on_cpu: Callable[..., jax.Array] = partial(_crop, _gather_on_cpu, **settings)
     matmul: Callable[..., jax.Array] = partial(_crop, _matmul, **settings)
-
-    def crop(image: jax.Array, box: jax.Array) -> jax.Array:
-        if method == "auto":
-            return lax.platform_dependent(image, box, tpu=matmul, default=gather)
-        return gather(image, box) if method == "gather" else matmul(image, box)
-
-    if boxes.ndim - 1 > len(leading):
-        crop = jax.vmap(crop, in_axes=(None, 0))
-    for _ in leading:
-        crop = jax.vmap(crop)
-    return crop(images, boxes).astype(out_dtype)
+    if method == "matmul":
+        out = matmul(flat, per_image)
+    elif method == "gather":
+        out = lax.platform_dependent(flat, per_image, cpu=gather_on_cpu, default=gather)
+    else:
+        out = lax.platform_dependent(flat, per_image, cpu=gather_on_cpu, tpu=matmul, default=gather)
+    return out.reshape(*boxes.shape[:-1], *out.shape[2:]).astype(out_dtype)
 
 
 # --- Where the outputs look, and with which weights. ---
@@ -207,28 +207,39 @@ def _taps(positions: jax.Array, radius: jax.Array, axis: _Axis) -> tuple[jax.Arr
 
 def _crop(
     sample: Callable[..., jax.Array],
-    image: jax.Array,
-    box: jax.Array,
+    images: jax.Array,
+    boxes: jax.Array,
     *,
     size: tuple[int, int],
     padding: str,
     fill_value: float,
     antialias: bool,
 ) -> jax.Array:
-    """One box [4] of one image [H, W, C] -> [*size, C] in the coordinates' dtype."""
+    """Boxes [B, K, 4] of images [B, H, W, C] -> [B, K, *size, C] in the coordinates' dtype."""
     axes = []
-    for pixels, outputs in zip(image.shape[:2], size, strict=True):
+    for pixels, outputs in zip(images.shape[1:3], size, strict=True):
         taps = math.ceil(2.0 * _widest(pixels, outputs)) if antialias else 2
         axes.append(_Axis(pixels, outputs, taps, padding))
-    y, x = (_triangles(box[i], box[i + 2], axis, antialias) for i, axis in enumerate(axes))
-    out = sample(image, *y, *x, tuple(axes))
+    triangles = []
+    for i, axis in enumerate(axes):
+        of_box = jax.vmap(jax.vmap(partial(_triangles, axis=axis, antialias=antialias)))
+        triangles.append(of_box(boxes[..., i], boxes[..., i + 2]))
+    y, x = triangles
+    out = sample(images, *y, *x, tuple(axes))
     if padding == "constant" and fill_value != 0.0:
-        rows, columns = (jnp.sum(_taps(*at, axis)[1], axis=0) for at, axis in zip((y, x), axes, strict=True))
-        out += fill_value * (1.0 - rows[:, None] * columns[None, :])[..., None]
+        rows, columns = (jnp.sum(_taps_of_boxes(*at, axis)[1], axis=-2) for at, axis in zip((y, x), axes, strict=True))
+        out += fill_value * (1.0 - rows[..., :, None] * columns[..., None, :])[..., None]
     return out
 
 
+def _taps_of_boxes(positions: jax.Array, radius: jax.Array, axis: _Axis) -> tuple[jax.Array, jax.Array]:
+    """`_taps` for positions [B, K, outputs] and radii [B, K]: [B, K, taps, outputs]."""
+    return jax.vmap(jax.vmap(partial(_taps, axis=axis)))(positions, radius)
+
+
 # --- By gathering taps. ---
+
+CACHE = 1 << 20  # bytes; from here on crops are made in turn. A core has 1 to 2 MiB of its own, for several arrays.
 
 
 def _rows(image: jax.Array, index: jax.Array, weight: jax.Array) -> jax.Array:
@@ -243,63 +254,102 @@ def _columns(rows: jax.Array, index: jax.Array, weight: jax.Array) -> jax.Array:
     return lax.optimization_barrier(functools.reduce(jnp.add, terms))
 
 
-def _sample(image, y, y_radius, x, x_radius, axes):
-    """image [H, W, C] under the triangles at all pairs of y [h] and x [w] -> [h, w, C]."""
-    rows_index, rows_weight = _taps(y, y_radius, axes[0])
-    columns_index, columns_weight = _taps(x, x_radius, axes[1])
-    return _columns(_rows(image, rows_index, rows_weight), columns_index, columns_weight)
+def _sample(images, y, y_radius, x, x_radius, axes):
+    """images [B, H, W, C] under the triangles at all pairs of y [B, K, h] and x [B, K, w] -> [B, K, h, w, C]."""
+    taps = _taps_of_boxes(y, y_radius, axes[0]), _taps_of_boxes(x, x_radius, axes[1])
+    return _of_each_box(lambda image, at: _columns(_rows(image, *at[0]), *at[1]), images, taps)
+
+
+def _sample_jvp(axes, primals, tangents, *, in_turn):
+    images, y, y_radius, x, x_radius = primals
+    images_dot, *dots = (None if type(t) is SymbolicZero else t for t in tangents)
+    out = _sample(images, y, y_radius, x, x_radius, axes)
+    if images_dot is None and all(dot is None for dot in dots):
+        return out, jnp.zeros_like(out)
+    taps = _taps_of_boxes(y, y_radius, axes[0]), _taps_of_boxes(x, x_radius, axes[1])
+    changes = (*_weight_derivatives(y, y_radius, axes[0]), *_weight_derivatives(x, x_radius, axes[1]))
+    changes = tuple(None if dot is None else change for dot, change in zip(dots, changes, strict=True))
+    # Reverse mode computes again what it needs, box by box, rather than keep it for all of them.
+    change = jax.checkpoint(lambda image, box: _change(*image, *box), prevent_cse=False)
+    in_turn = in_turn and axes[0].outputs * images[0, 0].size * out.dtype.itemsize >= CACHE
+    return out, _of_each_box(change, (images, images_dot), (taps, changes, tuple(dots)), in_turn=in_turn)
 
 
 _gather = jax.custom_jvp(_sample, nondiff_argnums=(5,))
+_gather.defjvp(partial(_sample_jvp, in_turn=False), symbolic_zeros=True)
+_gather_on_cpu = jax.custom_jvp(_sample, nondiff_argnums=(5,))
+_gather_on_cpu.defjvp(partial(_sample_jvp, in_turn=True), symbolic_zeros=True)
+
+
+def _of_each_box(function, images, boxes, *, in_turn=False):
+    """function(image, box) for trees of arrays [B, ...] and [B, K, ...] -> [B, K, ...]."""
+    mapped = _in_turn if in_turn else jax.vmap
+    return mapped(lambda image, boxes: mapped(lambda box: function(image, box))(boxes))(images, boxes)
+
+
+def _in_turn(function):
+    """`jax.vmap`, one after the other: what lies between one step of `function` and the next then stays in cache.
+
+    Where a batch lies on several devices, they take turns side by side, each with its own share.
+    """
+
+    def mapped(*arguments):
+        count = jax.tree.leaves(arguments)[0].shape[0]
+        devices = math.gcd(count, jax.device_count())
+        if devices == count:
+            return jax.vmap(function)(*arguments)
+        split = jax.tree.map(lambda a: jnp.swapaxes(a.reshape(devices, -1, *a.shape[1:]), 0, 1), arguments)
+        out = lax.map(lambda turn: jax.vmap(function)(*turn), split)
+        return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1).reshape(count, *a.shape[2:]), out)
+
+    return mapped
+
+
+def _change(image, image_dot, taps, changes, dots):
+    """One crop's tangent [h, w, C], linear in `image_dot` and `dots`; None for what does not move.
+
+    The derivatives by position and radius are samples too, with other weights at the same taps. Left to itself, reverse
+    mode would scatter the cotangent over whole rows first, which costs several times as much.
+    """
+    (rows_index, rows_weight), (columns_index, columns_weight) = taps
+    terms = []
+    if image_dot is not None:
+        # Columns as rows of the transposed image: in reverse mode both add contiguous rows, which CPUs do fast.
+        rows_dot = jnp.swapaxes(_rows(image_dot, rows_index, rows_weight), 0, 1)
+        terms.append(jnp.swapaxes(_rows(rows_dot, columns_index, columns_weight), 0, 1))
+    for dot, weight in zip(dots[:2], changes[:2], strict=True):
+        if dot is not None:
+            change = _columns(_rows(image, rows_index, weight), columns_index, columns_weight)
+            terms.append(change * (dot[:, None, None] if dot.ndim else dot))
+    for dot, weight in zip(dots[2:], changes[2:], strict=True):
+        if dot is not None:
+            change = _columns(_rows(image, rows_index, rows_weight), columns_index, weight)
+            terms.append(change * (dot[:, None] if dot.ndim else dot))
+    return functools.reduce(jnp.add, terms)
 
 
 def _weight_derivatives(positions, radius, axis):
     """Of the taps' weights, by position (each output's depend on its own alone) and by radius."""
     ones, zeros = jnp.ones_like, jnp.zeros_like
     for direction in ((ones(positions), zeros(radius)), (zeros(positions), ones(radius))):
-        yield jax.jvp(lambda p, r: _taps(p, r, axis)[1], (positions, radius), direction)[1]
-
-
-@partial(_gather.defjvp, symbolic_zeros=True)
-def _gather_jvp(axes, primals, tangents):
-    # The derivatives by position and radius are samples too, with other weights at the same taps. Left to itself,
-    # reverse mode would scatter the cotangent over whole rows first, which costs several times as much.
-    image, y, y_radius, x, x_radius = primals
-    image_dot, *at_dot = (None if type(t) is SymbolicZero else t for t in tangents)
-    rows_index, rows_weight = _taps(y, y_radius, axes[0])
-    columns_index, columns_weight = _taps(x, x_radius, axes[1])
-    rows = _rows(image, rows_index, rows_weight)
-    out = _columns(rows, columns_index, columns_weight)
-    out_dot = jnp.zeros_like(out)
-    if image_dot is not None:
-        # Columns as rows of the transposed image: in reverse mode both add contiguous rows, which CPUs do fast.
-        rows_dot = jnp.swapaxes(_rows(image_dot, rows_index, rows_weight), 0, 1)
-        out_dot += jnp.swapaxes(_rows(rows_dot, columns_index, columns_weight), 0, 1)
-    for dot, weight in zip(at_dot[:2], _weight_derivatives(y, y_radius, axes[0]), strict=True):
-        if dot is not None:
-            change = _columns(_rows(image, rows_index, weight), columns_index, columns_weight)
-            out_dot += change * (dot[:, None, None] if dot.ndim else dot)
-    for dot, weight in zip(at_dot[2:], _weight_derivatives(x, x_radius, axes[1]), strict=True):
-        if dot is not None:
-            out_dot += _columns(rows, columns_index, weight) * (dot[:, None] if dot.ndim else dot)
-    return out, out_dot
+        yield jax.jvp(lambda p, r: _taps_of_boxes(p, r, axis)[1], (positions, radius), direction)[1]
 
 
 # --- By a matrix per axis. ---
 
 
-def _matmul(image, y, y_radius, x, x_radius, axes):
+def _matmul(images, y, y_radius, x, x_radius, axes):
     """As `_sample`, by two products; for hardware where products are cheap and gathers are not."""
-    rows = _matrix(*_taps(y, y_radius, axes[0]), axes[0].pixels)
-    columns = _matrix(*_taps(x, x_radius, axes[1]), axes[1].pixels)
-    dtype = jnp.promote_types(rows.dtype, image.dtype)
+    rows = _matrix(*_taps_of_boxes(y, y_radius, axes[0]), axes[0].pixels)
+    columns = _matrix(*_taps_of_boxes(x, x_radius, axes[1]), axes[1].pixels)
+    dtype = jnp.promote_types(rows.dtype, images.dtype)
     # Float32 products on TPU would be made of bfloat16 passes otherwise.
     product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-    out = product("ih,hwc->iwc", rows.astype(dtype), image.astype(dtype))
-    return product("jw,iwc->ijc", columns.astype(dtype), out)
+    out = product("bkih,bhwc->bkiwc", rows.astype(dtype), images.astype(dtype))
+    return product("bkjw,bkiwc->bkijc", columns.astype(dtype), out)
 
 
 def _matrix(index: jax.Array, weight: jax.Array, pixels: int) -> jax.Array:
-    """Taps [taps, outputs] as a matrix [outputs, pixels]."""
+    """Taps [..., taps, outputs] as matrices [..., outputs, pixels]."""
     hit = index[..., None] == jnp.arange(pixels, dtype=index.dtype)
-    return jnp.sum(jnp.where(hit, weight[..., None], 0.0), axis=0)
+    return jnp.sum(jnp.where(hit, weight[..., None], 0.0), axis=-3)

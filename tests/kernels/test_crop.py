@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
+from c2f_jax.kernels import crop as crop_module
 from c2f_jax.kernels import crop_and_resize, flip_horizontal
 from tests.kernels import make_crop_goldens, oracles
 
@@ -273,6 +274,36 @@ def test_second_gradients(x64, method, antialias, modes):
 
     arguments = (IMAGE[..., :1].astype(np.float64), SMOOTH_BOXES)
     check_grads(gradients, arguments, order=1, modes=modes, atol=1e-5, rtol=1e-5, eps=1e-6)
+
+
+@pytest.mark.parametrize("crops", [(), (5,)], ids=["one box", "five boxes"])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_derivatives_taken_crop_after_crop(x64, monkeypatch, antialias, crops):
+    """As large crops are on CPU: the same derivatives, forward, reverse, and second ones, as of a whole batch at once."""
+    rng = np.random.default_rng(5)
+    images = rng.uniform(size=(6, 5, 7, 2))
+    boxes = SMOOTH_BOXES[rng.integers(0, len(SMOOTH_BOXES), (6, *crops))]
+    weights = rng.uniform(size=(6, *crops, 3, 4, 2))
+
+    def derivatives():
+        def loss(images, boxes):
+            return jnp.sum(weights * jnp.sin(crop_and_resize(images, boxes, (3, 4), antialias=antialias)))
+
+        def gradients(images, boxes):
+            return jax.grad(loss, argnums=(0, 1))(images, boxes)
+
+        def all_of_them(images, boxes):
+            forward = jax.jvp(loss, (images, boxes), (jnp.cos(images), jnp.cos(boxes)))
+            return forward, jax.jvp(gradients, (images, boxes), (jnp.cos(images), jnp.cos(boxes)))
+
+        return jax.jit(all_of_them).lower(images, boxes).compile()
+
+    at_once = derivatives()
+    monkeypatch.setattr(crop_module, "CACHE", 0)
+    in_turn = derivatives()
+    assert "while" in in_turn.as_text() and in_turn.as_text().count("while") > at_once.as_text().count("while")
+    for a, b in zip(jax.tree.leaves(in_turn(images, boxes)), jax.tree.leaves(at_once(images, boxes)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 # Every sample of a 4 x 5 crop of a 4 x 5 image lies on a pixel's centre, inside the image or beyond it.

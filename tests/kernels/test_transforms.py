@@ -13,6 +13,7 @@ from jax import export
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from c2f_jax import kernels
+from c2f_jax.kernels import crop
 
 DEVICES = 4
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
@@ -54,7 +55,7 @@ class Case:
         return self.kernel(*arguments), gradients
 
 
-def crop(**options):
+def crop_case(**options):
     kernel = partial(kernels.crop_and_resize, output_size=(4, 3), **options)
     return Case(kernel, lambda: (rows(5, 6, 2), rows(2, 4, seed=1)), (0, 1))
 
@@ -67,8 +68,8 @@ CASES = {
     "center_loss": Case(kernels.center_loss, lambda: (rows(5, 6), rows(3, 6, seed=1), labels()), (0, 1)),
     "compose": Case(kernels.compose, lambda: (rows(3, 4), rows(3, 4, seed=1)), (0, 1)),
     "contains": Case(kernels.contains, lambda: (rows(3, 4), rows(3, 7, 2, seed=1))),
-    "crop_and_resize": crop(padding="reflect"),
-    "crop_and_resize, antialias": crop(antialias=True, method="matmul"),
+    "crop_and_resize": crop_case(padding="reflect"),
+    "crop_and_resize, antialias": crop_case(antialias=True, method="matmul"),
     "drop_mask": Case(kernels.drop_mask, lambda: (rows(2, 4, 5), rows(2, seed=1))),
     "flip_horizontal": Case(kernels.flip_horizontal, lambda: (rows(3, 4),), (0,)),
     "iou": Case(kernels.iou, lambda: (rows(3, 4), rows(3, 4, seed=1)), (0, 1)),
@@ -163,6 +164,17 @@ def test_batch_sharded_crop_needs_no_communication(mesh, function, crops):
     assert not [name for name in COLLECTIVES if name in compiled.as_text()]
     for out in jax.tree.leaves(compiled(*arguments)):
         assert out.sharding.is_equivalent_to(arguments[0].sharding, out.ndim)
+
+
+def test_batch_sharded_gradients_crop_after_crop_need_no_communication(mesh, monkeypatch):
+    """As large crops are on CPU: the devices take turns side by side, each through its own images."""
+    arguments = sharded_over(mesh, 3)
+    expected = jax.jit(crop_gradients)(*arguments)
+    monkeypatch.setattr(crop, "CACHE", 0)
+    compiled = jax.jit(lambda *arguments: crop_gradients(*arguments)).lower(*arguments).compile()
+    assert " while(" in compiled.as_text()
+    assert not [name for name in COLLECTIVES if name in compiled.as_text()]
+    assert_close(compiled(*arguments), expected, "in turn")
 
 
 def test_communication_would_be_seen(mesh):
