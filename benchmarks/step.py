@@ -85,7 +85,12 @@ def in_jax(case: Case) -> Callable[[], Any]:
         forward = jax.jit(lambda variables, view: task.network.apply(variables, view, train=False)[0])
         return lambda: jax.block_until_ready(forward(variables, view))
     step = jax.jit(partial(steps.train_step, task=task, stage=stage, seed=0), donate_argnums=0)
-    batch = {"image": raw, "label": labels, "index": np.arange(case.batch, dtype=np.int32)}
+    batch = {
+        "image": raw,
+        "square": np.ones((case.batch, 2), np.float32),
+        "label": labels,
+        "index": np.arange(case.batch, dtype=np.int32),
+    }
 
     def call() -> Any:
         nonlocal state

@@ -27,6 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
     dataset.test_size = ml_collections.config_dict.placeholder(int)
 
     config.augment = augment = ml_collections.ConfigDict()
+    # Whether coarse views are square in the photo's pixels; otherwise in fractions of its sides: squeezed (WS-DAN).
+    augment.keep_aspect = False
     augment.min_side = 0.875  # side of the random coarse box, U(min_side, max_side) of the image (WS-DAN's 448 of 512)
     augment.max_side = 0.875
     augment.test_side = 0.875  # side of the central coarse box in evaluation and prediction (WS-DAN's 448 of 512)

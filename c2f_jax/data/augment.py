@@ -23,26 +23,28 @@ def stream(keys: jax.Array, number: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
-def random_boxes(keys: jax.Array, *, min_side: float, max_side: float, flip: bool) -> jax.Array:
-    """Random square boxes, mirrored with probability one half where `flip`.
+def random_boxes(keys: jax.Array, square: jax.Array, *, min_side: float, max_side: float, flip: bool) -> jax.Array:
+    """Random boxes of one shape per image, mirrored with probability one half where `flip`.
 
     Args:
         keys: [B].
-        min_side, max_side: sides are U(min_side, max_side) of the raw image. WS-DAN's 448 of 512 px is 0.875 for both.
+        square: (height, width) of a box of side 1, as fractions of the image [B, 2]: 1 and 1, or those of the largest
+            square of its pixels.
+        min_side, max_side: sides are U(min_side, max_side) of `square`. WS-DAN's 448 of 512 px is 0.875 for both.
         flip: mirror half of them (xmin > xmax).
 
     Returns:
         Oriented boxes [B, 4] in raw coordinates.
     """
 
-    def one(key: jax.Array) -> jax.Array:
+    def one(key: jax.Array, square: jax.Array) -> jax.Array:
         side_key, place_key, flip_key = jax.random.split(key, 3)
-        side = jax.random.uniform(side_key, minval=min_side, maxval=max_side)
-        ymin, xmin = jax.random.uniform(place_key, (2,)) * (1.0 - side)
-        box = jnp.stack([ymin, xmin, ymin + side, xmin + side])
+        sides = jax.random.uniform(side_key, minval=min_side, maxval=max_side) * square
+        corner = jax.random.uniform(place_key, (2,)) * (1.0 - sides)
+        box = jnp.concatenate([corner, corner + sides])
         return jnp.where(flip & jax.random.bernoulli(flip_key), flip_horizontal(box), box)
 
-    return jax.vmap(one)(stream(keys, CROP))
+    return jax.vmap(one)(stream(keys, CROP), square)
 
 
 def random_colour(

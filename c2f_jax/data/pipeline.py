@@ -26,6 +26,11 @@ DTYPES = {
 }
 
 
+def square_sides(height: int, width: int) -> np.ndarray:
+    """(height, width) of the largest square of pixels in an image, as fractions of the image's sides; float32 [2]."""
+    return min(height, width) / np.array([height, width], np.float32)
+
+
 def _resize(image: np.ndarray, raw_size: int) -> np.ndarray:
     """uint8 [H, W, 3] -> [R, R, 3]; each side is scaled on its own, as in WS-DAN: fractions of the image stay true."""
     if image.shape[:2] == (raw_size, raw_size):
@@ -34,9 +39,9 @@ def _resize(image: np.ndarray, raw_size: int) -> np.ndarray:
 
 
 def _to_arrays(example: dict[str, Any], raw_size: int) -> dict[str, np.ndarray]:
-    return {"image": _resize(np.asarray(example["image"]), raw_size)} | {
-        name: np.asarray(example[name], dtype) for name, dtype in DTYPES.items() if name in example
-    }
+    image = np.asarray(example["image"])
+    arrays = {"image": _resize(image, raw_size), "square": square_sides(*image.shape[:2])}
+    return arrays | {name: np.asarray(example[name], dtype) for name, dtype in DTYPES.items() if name in example}
 
 
 class InMemory:
@@ -81,7 +86,8 @@ def training_batches(
         process, processes: which share, of how many.
 
     Yields:
-        `image` uint8 [b, R, R, 3], `label`, `index` int32 [b], and `box`, `parts`, `part_visible` float32 where known.
+        `image` uint8 [b, R, R, 3], `square` float32 [b, 2] (see `square_sides`), `label`, `index` int32 [b], and `box`,
+        `parts`, `part_visible` float32 where known.
     """
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()[process::processes]
     batches = dataset.map(lambda example: _to_arrays(example, raw_size)).batch(

@@ -21,9 +21,9 @@ def eval_step(task: Task, params: Any, batch_stats: dict[str, Any], batch: dict[
     Args:
         task: what is evaluated.
         params, batch_stats: of the train state.
-        batch: `image` uint8 [B, R, R, 3], `label` [B], `mask` [B], and boxes and parts where known.
+        batch: `image` uint8 [B, R, R, 3], `square` [B, 2], `label` [B], `mask` [B], and boxes and parts where known.
     """
-    looks = predict(task, params, batch_stats, batch["image"])
+    looks = predict(task, params, batch_stats, batch)
     sums = {}
     for view, values in log_probabilities(looks).items():
         for name, pair in classification_sums(values, batch["label"], batch["mask"]).items():

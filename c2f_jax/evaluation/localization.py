@@ -1,6 +1,7 @@
 """Where the fine view lies, against known boxes and parts, as (sum, count) pairs."""
 
 import jax
+import jax.numpy as jnp
 
 from c2f_jax.kernels import area, contains, iou
 from c2f_jax.models.two_looks import central_boxes
@@ -22,7 +23,7 @@ def localization_sums(boxes: jax.Array, batch: dict[str, jax.Array]) -> Sums:
     sums = {"box/mean_area": masked(area(boxes), mask)}
     if "box" in batch:
         sums["box/mean_iou"] = masked(iou(boxes, batch["box"]), mask)
-        whole = central_boxes(boxes.shape[0], 1.0).astype(boxes.dtype)
+        whole = central_boxes(jnp.ones_like(boxes[:, :2]))
         sums["box/whole_image_iou"] = masked(iou(whole, batch["box"]), mask)
     if "parts" in batch:
         inside = contains(boxes, batch["parts"]).astype(mask.dtype)

@@ -17,7 +17,7 @@ RIGHT, WRONG, TRUTH = "#1b7f3b", "#b3261e", "#ffd166"
 
 def save_sheet(
     path: Path,
-    predict: Callable[[jax.Array], dict[str, Look]],
+    predict: Callable[[dict[str, jax.Array]], dict[str, Look]],
     batch: dict[str, jax.Array],
     class_names: Sequence[str],
     *,
@@ -27,13 +27,13 @@ def save_sheet(
 
     Args:
         path: of the PNG.
-        predict: raw images [B, R, R, 3] -> looks.
-        batch: `image` uint8 [B, R, R, 3], `label` [B], `mask` [B], 0 for filling at the end; `box` [B, 4] where known
-            is drawn dashed.
+        predict: batch -> looks.
+        batch: `image` uint8 [B, R, R, 3], `square` [B, 2], `label` [B], `mask` [B], 0 for filling at the end; `box`
+            [B, 4] where known is drawn dashed.
         class_names: by label.
         columns: images side by side.
     """
-    looks = predict(batch["image"])
+    looks = predict(batch)
     scores = log_probabilities(looks)
     last = np.exp(scores["fused" if "fused" in scores else "coarse"])
     coarse_right = np.argmax(scores["coarse"], axis=-1)

@@ -87,12 +87,12 @@ class Model:
             chunk = names[start : start + trained.batch_size]
             batch = [next(rows) for _ in chunk]
             raw = np.zeros((trained.batch_size, trained.raw_size, trained.raw_size, 3), np.uint8)
+            square = np.ones((trained.batch_size, 2), np.float32)
             for i, row in enumerate(batch):
                 if row.image is not None:
-                    raw[i] = row.image
-            said = jax.device_get(
-                self._step(*self._variables, parallel.shard_batch({"image": raw}, trained.mesh)["image"])
-            )
+                    raw[i], square[i] = row.image, pipeline.square_sides(row.height, row.width)
+            arrays = parallel.shard_batch({"image": raw, "square": square}, trained.mesh)
+            said = jax.device_get(self._step(*self._variables, arrays))
             for i, (name, row) in enumerate(zip(chunk, batch, strict=True)):
                 yield self._prediction(name, row, {key: value[i] for key, value in said.items()})
 
@@ -134,13 +134,15 @@ def model_of_run(workdir: Path, config: Any) -> Model:
     return model
 
 
-def prediction_step(task: Task, params: Any, batch_stats: dict[str, Any], raw: jax.Array) -> dict[str, jax.Array]:
-    """Pure: raw uint8 [B, R, R, 3] -> probabilities [B, C] by view; where they exist `box` [B, 4] and `attention`.
+def prediction_step(
+    task: Task, params: Any, batch_stats: dict[str, Any], batch: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Pure: `image` uint8 [B, R, R, 3] and `square` [B, 2] -> what is said of each image.
 
-    The box is (ymin, xmin, ymax, xmax) in fractions of the image; `attention` [B, HEAT_SIZE, HEAT_SIZE] is as in
-    `Prediction`.
+    Probabilities [B, C] by view; where they exist `box` [B, 4], (ymin, xmin, ymax, xmax) in fractions of the image, and
+    `attention` [B, HEAT_SIZE, HEAT_SIZE] as in `Prediction`.
     """
-    looks = steps.predict(task, params, batch_stats, raw)
+    looks = steps.predict(task, params, batch_stats, batch)
     said = {view: jnp.exp(values) for view, values in log_probabilities(looks).items()}
     if "fine" in looks:
         said["box"] = jnp.clip(ordered(looks["fine"].box), 0.0, 1.0)

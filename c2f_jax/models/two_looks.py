@@ -35,10 +35,9 @@ class Look(NamedTuple):
     batch_stats: Any
 
 
-def central_boxes(count: int, side: float) -> jax.Array:
-    """`count` boxes [count, 4] around the middle of the image, `side` of it long; 1 is the whole image."""
-    low, high = 0.5 - 0.5 * side, 0.5 + 0.5 * side
-    return jnp.broadcast_to(jnp.array([low, low, high, high]), (count, 4))
+def central_boxes(sides: jax.Array) -> jax.Array:
+    """Boxes [B, 4] around the middle of each image; sides [B, 2]: height and width, 1 is that of the image."""
+    return jnp.concatenate([0.5 - 0.5 * sides, 0.5 + 0.5 * sides], axis=-1)
 
 
 def learned_region(out: dict[str, jax.Array]) -> jax.Array:

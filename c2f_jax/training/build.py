@@ -109,6 +109,7 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
         network=network,
         view_size=model.view_size,
         normalise=partial(augment.normalise, mean=tuple(config.augment.mean), std=tuple(config.augment.std)),
+        keep_aspect=config.augment.keep_aspect,
         random_boxes=partial(
             augment.random_boxes,
             min_side=config.augment.min_side,

@@ -29,23 +29,29 @@ class Task:
         network: maps a view to logits and outputs.
         view_size: S, in pixels.
         normalise: views with values 0..255 -> network input.
-        random_boxes: keys [B] -> coarse boxes [B, 4] of the training views.
+        keep_aspect: whether coarse boxes are squares of the photo's pixels, or of its sides, which squeezes the photo.
+        random_boxes: (keys [B], sides [B, 2] of the largest box) -> coarse boxes [B, 4] of the training views.
         random_colour: (keys [B], views) -> views, or None for no colour changes.
         center_weight: lambda, on the centre loss.
         center_rate: beta, of the centres' update.
-        test_side: of the central coarse box in evaluation and prediction, a fraction of the image.
+        test_side: of the central coarse box in evaluation and prediction, a fraction of the largest.
         test_region: rule for the second look in evaluation and prediction; None looks once.
     """
 
     network: nn.Module
     view_size: int
     normalise: Callable[[jax.Array], jax.Array]
-    random_boxes: Callable[[jax.Array], jax.Array]
+    keep_aspect: bool
+    random_boxes: Callable[[jax.Array, jax.Array], jax.Array]
     random_colour: Callable[[jax.Array, jax.Array], jax.Array] | None
     center_weight: float
     center_rate: float
     test_side: float
     test_region: Region | None
+
+    def unit_sides(self, batch: Batch) -> jax.Array:
+        """Height and width [B, 2] of the largest coarse box, as fractions of the image."""
+        return batch["square"] if self.keep_aspect else jnp.ones_like(batch["square"])
 
 
 class Aux(NamedTuple):
@@ -79,7 +85,7 @@ def _look_twice(
         params,
         state.batch_stats,
         batch["image"],
-        task.random_boxes(keys),
+        task.random_boxes(keys, task.unit_sides(batch)),
         region=region,
         view_size=task.view_size,
         prepare=prepare,

@@ -86,8 +86,8 @@ def train_step(
 
     Args:
         state: before the step.
-        batch: `image` uint8 [B, R, R, 3], `label` int32 [B], `index` int32 [B]; all of the global batch under jit, a
-            device's share of it under pmap.
+        batch: `image` uint8 [B, R, R, 3], `square` float32 [B, 2], `label`, `index` int32 [B]; all of the global batch
+            under jit, a device's share of it under pmap.
         task, stage: what to optimise, and how.
         seed: of all randomness, together with the step and each example's index.
         accumulate: in how many parts, one after the other, the batch is computed; its examples' order is kept, batch
@@ -121,14 +121,20 @@ def train_step(
     )
 
 
-def predict(task: Task, params: Any, batch_stats: dict[str, Any], raw: jax.Array) -> dict[str, Look]:
-    """Both looks, the coarse one at the middle of each image, with running statistics. raw: uint8 [B, R, R, 3]."""
+def predict(task: Task, params: Any, batch_stats: dict[str, Any], batch: Batch) -> dict[str, Look]:
+    """Both looks, the coarse one at the middle of each image, with running statistics.
+
+    Args:
+        task: what predicts.
+        params, batch_stats: of the train state.
+        batch: `image` uint8 [B, R, R, 3] and `square` [B, 2].
+    """
     return two_looks(
         task.network,
         params,
         batch_stats,
-        raw,
-        central_boxes(raw.shape[0], task.test_side),
+        batch["image"],
+        central_boxes(task.test_side * task.unit_sides(batch)),
         region=task.test_region,
         view_size=task.view_size,
         prepare=task.normalise,

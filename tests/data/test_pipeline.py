@@ -68,6 +68,7 @@ def test_evaluation_sees_each_example_once(processes):
 def test_images_of_other_sizes_are_resized():
     (batch,) = evaluation_batches(Numbers(2, 6, 9), batch_size=2, raw_size=4, process=0, processes=1)
     assert batch["image"].shape == (2, 4, 4, 3) and batch["image"][1].min() == batch["image"][1].max() == 1
+    np.testing.assert_allclose(batch["square"], [[1.0, 6 / 9]] * 2)
 
 
 def test_images_are_decoded_once_where_they_fit_into_memory():

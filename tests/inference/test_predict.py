@@ -49,7 +49,9 @@ def by_hand(finished):
     state, _ = checkpoints.restore(step, run.abstract_state(step))
     birds = PaperBirds("test", size=COUNT)
     raw = np.stack([birds[i]["image"] for i in range(COUNT)])
-    looks = predict(run.task, state.params, state.batch_stats, raw)
+    looks = predict(
+        run.task, state.params, state.batch_stats, {"image": raw, "square": np.ones((COUNT, 2), np.float32)}
+    )
     return {view: np.exp(values) for view, values in log_probabilities(looks).items()}, looks, run.splits.class_names
 
 
@@ -134,8 +136,8 @@ def test_mistakes(finished, tmp_path, capsys, arguments, line):
 def test_prediction_runs_on_all_devices(finished):
     model = load_model(finished[0])
     assert jax.device_count() == 4
-    raw = np.zeros((8, 192, 192, 3), np.uint8)
+    batch = {"image": np.zeros((8, 192, 192, 3), np.uint8), "square": np.ones((8, 2), np.float32)}
     from c2f_jax.training import parallel
 
-    said = model._step(*model._variables, parallel.shard_batch({"image": raw}, model._trained.mesh)["image"])
+    said = model._step(*model._variables, parallel.shard_batch(batch, model._trained.mesh))
     assert len(said["fused"].sharding.device_set) == 4

@@ -50,7 +50,7 @@ def see_twice(network, params, stats, raw, *, train=True, region=learned_region,
         params,
         {"coarse": stats, "fine": stats},
         raw,
-        central_boxes(len(raw), 1.0) if coarse_box is None else coarse_box,
+        central_boxes(jnp.ones((len(raw), 2))) if coarse_box is None else coarse_box,
         region=region,
         view_size=VIEW,
         prepare=lambda views: views / 127.5 - 1.0,
@@ -198,5 +198,6 @@ def test_attention_lies_over_the_part_of_the_image_that_was_seen():
 
 
 def test_central_boxes():
-    np.testing.assert_allclose(central_boxes(2, 0.5), [[0.25, 0.25, 0.75, 0.75]] * 2)
-    np.testing.assert_array_equal(central_boxes(1, 1.0), [[0.0, 0.0, 1.0, 1.0]])
+    sides = jnp.array([[0.5, 0.5], [1.0, 1.0], [1.0, 0.5]])
+    expected = [[0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 1.0, 1.0], [0.0, 0.25, 1.0, 0.75]]
+    np.testing.assert_allclose(central_boxes(sides), expected)

@@ -26,6 +26,7 @@ def test_train_step_and_prediction_lower(name, platform):
     size, raw = config.train.batch_size, config.dataset.raw_size
     batch = {
         "image": jax.ShapeDtypeStruct((size, raw, raw, 3), jnp.uint8),
+        "square": jax.ShapeDtypeStruct((size, 2), jnp.float32),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         "index": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
@@ -34,6 +35,6 @@ def test_train_step_and_prediction_lower(name, platform):
         staged = jax.eval_shape(partial(switch_stage, stage=stage), state)
         step = jax.jit(partial(train_step, task=task, stage=stage, seed=0))
         assert jax.export.export(step, platforms=[platform])(staged, batch).platforms == (platform,)
-    looks = jax.jit(lambda params, stats, images: predict(task, params, stats, images)["fine"].logits)
-    exported = jax.export.export(looks, platforms=[platform])(state.params, state.batch_stats, batch["image"])
+    looks = jax.jit(lambda params, stats, batch: predict(task, params, stats, batch)["fine"].logits)
+    exported = jax.export.export(looks, platforms=[platform])(state.params, state.batch_stats, batch)
     assert exported.out_avals[0].shape == (size, num_classes)
