@@ -34,6 +34,7 @@ ONLY_HERE = {
     "matplotlib": ("evaluation.pictures",),
     "rich": ("training.writers",),
     "safetensors": ("models.pretrained",),
+    "scipy": ("evaluation.localization",),
     "tensorflow_datasets": ("data.builders",),
     "ml_collections": ("cli", "training.workdir"),
 }

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from c2f_jax.evaluation.classification import classification_sums
-from c2f_jax.evaluation.localization import localization_sums
-from c2f_jax.models.two_looks import log_probabilities
+from c2f_jax.evaluation.localization import attention_sums, localization_sums
+from c2f_jax.models.two_looks import Look, log_probabilities
 from c2f_jax.training.losses import Task
 from c2f_jax.training.metrics import Sums, finalise, merge
 from c2f_jax.training.steps import predict
@@ -23,13 +23,19 @@ def eval_step(task: Task, params: Any, batch_stats: dict[str, Any], batch: dict[
         params, batch_stats: of the train state.
         batch: `image` uint8 [B, R, R, 3], `square` [B, 2], `label` [B], `mask` [B], and boxes and parts where known.
     """
-    looks = predict(task, params, batch_stats, batch)
-    sums = {}
+    return metric_sums(predict(task, params, batch_stats, batch), batch)
+
+
+def metric_sums(looks: dict[str, Look], batch: dict[str, jax.Array]) -> Sums:
+    """All metrics of the looks at a batch, as (sum, count) pairs; the batch as for `eval_step`."""
+    sums: dict[str, Any] = {}
     for view, values in log_probabilities(looks).items():
         for name, pair in classification_sums(values, batch["label"], batch["mask"]).items():
             sums[f"{view}/{name}"] = pair
     if "fine" in looks:
         sums.update(localization_sums(looks["fine"].box, batch))
+    if "attention_maps" in looks["coarse"].out:
+        sums.update(attention_sums(looks["coarse"], batch))
     return sums
 
 

@@ -1,12 +1,20 @@
 """Metrics as (sum, count) pairs: added over batches, divided once at the end, so padding and remainders are exact."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
+
+
+class Gaps(NamedTuple):
+    """A pair of vectors over bins whose figure is sum |totals| / sum counts: gaps cancel within a bin, not between."""
+
+    totals: jax.Array
+    counts: jax.Array
 
 
 def masked(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -22,8 +30,13 @@ def merge(a: Sums | None, b: Sums) -> Sums:
 def finalise(sums: Sums) -> dict[str, float]:
     """sum / count of each pair. A pair of vectors (one entry per class) gives the mean over entries with a count."""
     result = {}
-    for name, (total, count) in jax.device_get(dict(sums)).items():
-        total, count = np.atleast_1d(np.asarray(total, np.float64)), np.atleast_1d(np.asarray(count, np.float64))
+    for name, pair in jax.device_get(dict(sums)).items():
+        total, count = (np.atleast_1d(np.asarray(value, np.float64)) for value in pair)
         seen = count > 0
-        result[name] = float(np.mean(total[seen] / count[seen])) if seen.any() else float("nan")
+        if not seen.any():
+            result[name] = float("nan")
+        elif isinstance(pair, Gaps):
+            result[name] = float(np.sum(np.abs(total)) / np.sum(count))
+        else:
+            result[name] = float(np.mean(total[seen] / count[seen]))
     return result

@@ -93,8 +93,8 @@ def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
 
 
 def print_table(title: str, metrics: Mapping[str, Any]) -> None:
-    """The final figures: views in rows, classification metrics in columns; then the boxes."""
-    columns = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "loss")
+    """The final figures: views in rows, classification metrics in columns; then boxes and attention."""
+    columns = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "calibration_error", "loss")
     table = Table(title=title, title_justify="left")
     table.add_column("view")
     for column in columns:
@@ -105,6 +105,11 @@ def print_table(title: str, metrics: Mapping[str, Any]) -> None:
             table.add_row(view, *(f"{value:.2%}" for value in values[:-1]), f"{values[-1]:.4f}")
     console = Console(highlight=False)
     console.print(table)
-    boxes = [f"{name[4:].replace('_', ' ')} {value:.3f}" for name, value in metrics.items() if name.startswith("box/")]
-    if boxes:
-        console.print("fine view: " + ", ".join(boxes), soft_wrap=True)
+    for group, title in (("box/", "fine view"), ("attention/", "attention")):
+        figures = [
+            f"{name.removeprefix(group).replace('_', ' ')} {value:.3f}"
+            for name, value in metrics.items()
+            if name.startswith(group)
+        ]
+        if figures:
+            console.print(f"{title}: " + ", ".join(figures), soft_wrap=True)

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from c2f_jax.evaluation.classification import classification_sums
-from c2f_jax.evaluation.localization import localization_sums
+from c2f_jax.evaluation.classification import calibration_gaps, classification_sums
+from c2f_jax.evaluation.localization import attention_sums, best_ious, localization_sums, max_box_accuracy
+from c2f_jax.models.two_looks import Look
 from c2f_jax.training.metrics import finalise, merge
 
 # Rows: right; second; true class last of six; filling (would be right).
@@ -64,3 +65,68 @@ def test_localization_by_hand():
 def test_what_is_not_known_is_not_told():
     got = finalise(localization_sums(jnp.array([[0.0, 0.0, 1.0, 0.5]]), {"mask": jnp.ones(1)}))
     assert got == {"box/mean_area": 0.5}
+
+
+def test_calibration_by_hand():
+    """Gaps within a bin cancel, those of two bins do not; a bin holds its upper edge; filling counts nowhere."""
+    confidence = jnp.array([0.95, 0.94, 1.0, 0.39, 0.2, 0.5])
+    right = jnp.array([1.0, 1.0, 0.0, 0.0, 1.0, 1.0])
+    mask = jnp.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    gaps = calibration_gaps(confidence, right, mask)
+    assert np.flatnonzero(gaps.counts).tolist() == [2, 5, 14]  # 0.2 is 3/15, the upper edge of the third bin
+    expected = (abs(0.05 + 0.06 - 1.0) + 0.39 + 0.8) / 5
+    assert finalise({"e": gaps})["e"] == pytest.approx(expected)
+    parts = [calibration_gaps(confidence[i], right[i], mask[i]) for i in (slice(0, 2), slice(2, 6))]
+    assert finalise(merge({"e": parts[0]}, {"e": parts[1]}))["e"] == pytest.approx(expected)
+
+
+def coarse_look(maps, box):
+    none = jnp.zeros(())
+    return Look(jnp.asarray(box), none, none, {"attention_maps": jnp.asarray(maps)}, None)
+
+
+def test_overlap_by_hand():
+    maps = np.zeros((3, 1, 2, 3))
+    maps[0, 0, :, 0], maps[0, 0, :, 1], maps[0, 0, :, 2] = (3.0, 0.0), (1.0, 1.0), (0.0, 2.0)
+    maps[1, 0, :, 0], maps[1, 0, :, 1] = (2.0, 0.0), (5.0, 0.0)  # the third map is dead: one pair
+    maps[2] = 1.0  # filling
+    got = finalise(attention_sums(coarse_look(maps, np.zeros((3, 4))), {"mask": jnp.array([1.0, 1.0, 0.0])}))
+    assert got == {"attention/overlap": pytest.approx((2 * 0.5**0.5 + 0.0 + 1.0) / 4)}
+
+
+def test_part_hit_by_hand():
+    """The peak's cell is the last of the first row: (1/4, 3/4) of the view."""
+    maps = np.zeros((4, 2, 2, 1))
+    maps[:, 0, 1] = 1.0
+    view = [0.0, 0.0, 0.8, 0.8]  # the peak at (0.2, 0.6) of the image; mirrored, at (0.2, 0.2)
+    batch = {
+        "mask": jnp.ones(4),
+        "box": jnp.tile(jnp.array([0.1, 0.1, 0.6, 0.6]), (4, 1)),  # the root of its area is 0.5: within 0.05
+        "parts": jnp.array(
+            [[[0.16, 0.62], [0.9, 0.9]], [[0.2, 0.66], [0.2, 0.6]], [[0.2, 0.24], [0.9, 0.9]], [[0.2, 0.6], [0.2, 0.6]]]
+        ),
+        "part_visible": jnp.array([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]),
+    }
+    boxes = [view, view, [0.0, 0.8, 0.8, 0.0], view]  # hit; its near part is hidden; hit; no part to hit
+    got = finalise(attention_sums(coarse_look(maps, boxes), batch))
+    assert got == {"attention/part_hit": pytest.approx(2 / 3)}
+
+
+def test_boxes_of_components_by_hand():
+    values = np.zeros((2, 4, 4))
+    values[0, 0, 0], values[0, 1, 1] = 1.0, 0.6  # diagonal neighbours are one component
+    values[0, 3, 3] = 0.4
+    boxes = np.array([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 1.0, 1.0]])
+    got = best_ious(values, boxes, (0.2, 0.5, 0.7))
+    np.testing.assert_allclose(got, [[1.0, 1.0, 0.25], [0.0, 0.0, 0.0]])
+    # A component that reaches far loses to a second one that fits.
+    values[0, 3, 3], values[0, 3, 2], values[0, 2, 2:] = 0.9, 0.9, 0.9
+    assert best_ious(values[:1], np.array([[0.5, 0.5, 1.0, 1.0]]), (0.8,)) == pytest.approx(1.0)
+
+
+def test_box_accuracy_takes_thresholds_from_the_validation_part():
+    validation = np.array([[0.2, 0.6, 0.8], [0.4, 0.6, 0.1]])  # best: second, second, third
+    test = np.array([[0.9, 0.4, 0.1], [0.9, 0.6, 0.75]])
+    got = max_box_accuracy(validation, test, (0.1, 0.2, 0.3))
+    assert got.thresholds == (0.2, 0.2, 0.3)
+    assert got.levels == (1.0, 0.5, 0.5) and got.value == pytest.approx(2 / 3)

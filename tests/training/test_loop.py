@@ -12,8 +12,11 @@ from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.slow
 
-VIEW_METRICS = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "loss")
-BOX_METRICS = ("box/mean_iou", "box/whole_image_iou", "box/mean_area", "box/parts_inside")
+VIEW_METRICS = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "calibration_error", "loss")
+PLACE_METRICS = (
+    *("box/mean_iou", "box/whole_image_iou", "box/mean_area", "box/parts_inside"),
+    *("attention/overlap", "attention/part_hit"),
+)
 
 
 def events(workdir):
@@ -34,7 +37,7 @@ def test_what_a_run_leaves(finished):
     for view in ("coarse", "fine", "fused"):
         for name in VIEW_METRICS:
             assert 0.0 <= results[f"{view}/{name}"] <= (1.0 if name != "loss" else 10.0)
-    for name in BOX_METRICS:
+    for name in PLACE_METRICS:
         assert 0.0 <= results[name] <= 1.0
     assert results["seconds"] > 0 and results["images_per_second"] > 0 and results["versions"]["jax"]
     with Image.open(workdir / "samples.png") as sheet:
@@ -60,7 +63,7 @@ def test_the_story_in_the_log(finished):
 def test_evaluating_the_checkpoint_gives_the_same(finished, capsys):
     workdir, results = finished
     again = evaluate_checkpoint(tiny_config(), workdir)
-    assert again == {name: results[name] for name in again} and len(again) == 16
+    assert again == {name: results[name] for name in again} and len(again) == 21
     before = sorted(path.name for path in workdir.iterdir())
     assert cli.main(["--mode=eval", f"--workdir={workdir}"]) == 0
     assert "fused" in capsys.readouterr().out
