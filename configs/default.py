@@ -11,7 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
     # baseline: average pooling and a linear layer; attention: coarse stage only; wsdan: its three views in one stage;
-    # coarse2fine: coarse stage, then fine stage at the learned region.
+    # coarse2fine: coarse stage, then fine stage at the learned region; random_box: its control, fine stage at random
+    # boxes, tests at the untrained region.
     config.method = "coarse2fine"
     config.seed = 0  # of initialisation, data order and augmentation
 
@@ -54,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.region = region = ml_collections.ConfigDict()
     region.box_gradient = "all"  # through the fine view's box: none, mapping or all (C2F: a differentiable path)
     region.box_gradient_scale = 0.1  # factor on that gradient (ours)
-    region.min_side = 0.3  # limits of the box's sides, fraction of the coarse view (ours)
+    region.min_side = 0.3  # limits of the box's sides, learned or random, fraction of the coarse view (ours)
     region.max_side = 1.0
     region.kappa = 3.0**0.5  # half sides in standard deviations at the start; sqrt(3): exact for a uniform block (ours)
 
@@ -64,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.stages = stages = ml_collections.ConfigDict()
     stages.coarse_epochs = 20.0  # the only stage of baseline, attention and wsdan (ours)
-    stages.fine_epochs = 20.0  # coarse2fine alone (ours)
+    stages.fine_epochs = 20.0  # of coarse2fine and random_box (ours)
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.name = "sgd"  # Nesterov momentum, or adamw

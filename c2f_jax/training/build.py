@@ -19,7 +19,7 @@ from c2f_jax.training.optimizer import make_optimizer, make_schedule
 from c2f_jax.training.stages import Stage, stage_of_checkpoint
 from c2f_jax.training.train_state import TrainState, create_train_state, switch_stage
 
-METHODS = ("baseline", "attention", "wsdan", "coarse2fine")
+METHODS = ("baseline", "attention", "wsdan", "coarse2fine", "random_box")
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -104,6 +104,7 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
         "attention": learned_region,  # its score head never learns: the attention's own box, the control to beat
         "wsdan": partial(threshold_region, size=model.view_size),
         "coarse2fine": learned_region,
+        "random_box": learned_region,  # untrained, as with attention
     }
     return losses.Task(
         network=network,
@@ -169,13 +170,18 @@ def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
     first_loss = losses.wsdan_loss if config.method == "wsdan" else losses.coarse_loss
     first_name = "wsdan" if config.method == "wsdan" else "coarse"
     stages = [stage(first_name, 0, config.stages.coarse_epochs, first_loss)]
-    if config.method == "coarse2fine":
+    region = config.region
+    fine_losses = {
+        "coarse2fine": losses.fine_loss,
+        "random_box": partial(losses.random_box_loss, min_side=region.min_side, max_side=region.max_side),
+    }
+    if config.method in fine_losses:
         stages.append(
             stage(
                 "fine",
                 stages[0].end,
                 config.stages.fine_epochs,
-                losses.fine_loss,
+                fine_losses[config.method],
                 factor=settings.fine_factor,
                 probe=True,
             )

@@ -1,4 +1,4 @@
-"""The losses that the stages swap: baseline, coarse, fine and WS-DAN's.
+"""The losses that the stages swap: baseline, coarse, fine, its control with random boxes, and WS-DAN's.
 
 Each has the signature ``loss(task, params, probes, state, batch, keys) -> (loss, Aux)`` and is a mean over the batch
 it is given, so the mean over equal shards is the loss of the global batch.
@@ -124,6 +124,31 @@ def coarse_loss(task: Task, params: Any, probes: Any, state: Any, batch: Batch, 
 def fine_loss(task: Task, params: Any, probes: Any, state: Any, batch: Batch, keys: jax.Array) -> Any:
     """Two looks at the learned region: mean of both CEs + lambda * L_A."""
     looks = _look_twice(task, params, probes, state, batch, keys, region=learned_region)
+    return _finish(task, state, batch, {name: seen.logits for name, seen in looks.items()}, looks)
+
+
+def random_box_loss(
+    task: Task,
+    params: Any,
+    probes: Any,
+    state: Any,
+    batch: Batch,
+    keys: jax.Array,
+    *,
+    min_side: float,
+    max_side: float,
+) -> Any:
+    """`fine_loss` at a random square box of the coarse view: what a second look teaches wherever it looks.
+
+    Sides are U(min_side, max_side) of the view, keyed by example and step.
+    """
+
+    def random_region(out: dict[str, jax.Array]) -> jax.Array:
+        del out
+        region_keys = augment.stream(keys, augment.REGION)
+        return augment.random_boxes(region_keys, min_side=min_side, max_side=max_side, flip=False)
+
+    looks = _look_twice(task, params, probes, state, batch, keys, region=random_region)
     return _finish(task, state, batch, {name: seen.logits for name, seen in looks.items()}, looks)
 
 

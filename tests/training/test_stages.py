@@ -1,13 +1,19 @@
 """A stage is data; one state goes through all of them."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from c2f_jax.data.augment import example_keys
+from c2f_jax.training import losses
+from c2f_jax.training.build import build
 from c2f_jax.training.optimizer import make_optimizer, make_schedule
 from c2f_jax.training.stages import Stage, stage_at, stage_of_checkpoint
+from tests.tiny import tiny_config
 
 
 def stage(name, start, steps):
@@ -82,3 +88,30 @@ def test_clipping_bounds_the_step():
     )
     updates, _ = tx.update({"head": {"w": jnp.full((2, 2), 100.0)}}, tx.init(params), params)
     np.testing.assert_allclose(optax.tree.norm(updates), 5.0, rtol=1e-5)
+
+
+def test_random_boxes_take_the_learned_ones_place(monkeypatch):
+    """The stages of coarse2fine; fine views are squares inside the coarse ones, other ones at each step."""
+    run = build(tiny_config(method="random_box", region__min_side=0.4, region__max_side=0.6))
+    learned = build(tiny_config())
+    assert [(s.name, s.start, s.steps) for s in run.stages] == [(s.name, s.start, s.steps) for s in learned.stages]
+
+    regions = []
+
+    def record(*args, region, **settings):
+        regions.append(region({}))
+        raise StopIteration
+
+    monkeypatch.setattr(losses, "two_looks", record)
+    batch = {"image": jnp.zeros((64, 8, 8, 3), jnp.uint8)}
+    for step in (0, 0, 1):
+        keys = example_keys(0, jnp.array(step), jnp.arange(64))
+        with pytest.raises(StopIteration):
+            run.stages[-1].loss(run.task, {}, {}, SimpleNamespace(batch_stats={}), batch, keys)
+    first, again, other = (np.asarray(boxes) for boxes in regions)
+    sides = first[:, 2:] - first[:, :2]
+    np.testing.assert_allclose(sides[:, 0], sides[:, 1], atol=1e-6)
+    assert 0.4 <= sides.min() < 0.45 and 0.55 < sides.max() <= 0.6 + 1e-6
+    assert first.min() >= 0.0 and first.max() <= 1.0 and np.ptp(first[:, 0]) > 0.3
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
