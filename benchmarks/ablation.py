@@ -1,0 +1,176 @@
+"""Does the second look pay? Trains a declared grid of runs, one JSON line each, and writes docs/results.md from them.
+
+python -m benchmarks.ablation run --data DIR --weights FILE --runs DIR       # goes on where it stopped
+python -m benchmarks.ablation run ... --only attention coarse2fine_none --seeds 0 1
+python -m benchmarks.ablation report
+
+DIR and FILE as for `configs/cub50_lite0.py`, which every row of the grid starts from. `run` takes all rows at the first
+seed, then all at the next; each is trained in a process of its own, whose output goes to a `.log` beside its workdir
+below --runs, and measured on the test part under two regions: its own, and the best fixed central box. Rows that are in
+`benchmarks/results/ablation.jsonl` are not run again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.ablation_report import Contrast, Shown, read_records, write_report
+from c2f_jax.memory import restart_with_huge_pages
+from configs import cub50_lite0
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "ablation.jsonl"
+DOCS = ROOT / "docs"
+
+CONTRASTED = (0, 1, 2, 3, 4)  # seeds that a claimed contrast needs
+
+
+class Row(NamedTuple):
+    """A run per seed: `configs/cub50_lite0.py` with `overrides`."""
+
+    name: str
+    overrides: dict[str, Any]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+# The most important first. What is not said is the config's: coarse2fine, box_gradient none, 4 + 8 epochs, 16 maps.
+GRID = [
+    Row("coarse2fine_none", {}, CONTRASTED),
+    Row("attention", {"method": "attention", "stages.coarse_epochs": 12.0}, CONTRASTED),
+    Row("random_box", {"method": "random_box"}, CONTRASTED),
+    # About twice the work per view of 128 px: what the second look costs, spent on the first.
+    Row("attention_wide", {"method": "attention", "stages.coarse_epochs": 12.0, "model.view_size": 176}, CONTRASTED),
+    Row("wsdan", {"method": "wsdan", "stages.coarse_epochs": 12.0}, CONTRASTED),
+    Row("coarse2fine_mapping", {"region.box_gradient": "mapping"}, CONTRASTED),
+    Row("coarse2fine_all", {"region.box_gradient": "all"}, CONTRASTED),
+    # Equal seconds: about as many views as the 4 + 2 x 8 of two looks.
+    Row("attention_24", {"method": "attention", "stages.coarse_epochs": 24.0}),
+    *(
+        Row(
+            name,
+            {
+                "method": "baseline",
+                "model.output_stride": stride,
+                "optimizer.head_factor": 10.0,
+                "optimizer.clip_norm": 0.0,
+                "stages.coarse_epochs": 20.0,
+                "augment.min_side": 0.875,
+                "augment.max_side": 0.875,
+            },
+        )
+        for name, stride in (("baseline", 32), ("baseline_s16", 16))
+    ),
+    # One change each to coarse2fine_none.
+    Row("lecun_normal", {"model.attention_init": "lecun_normal"}),
+    Row("no_center_loss", {"loss.center_weight": 0.0}),
+    Row("raw_128", {"dataset.raw_size": 128}),
+    Row("epochs_2_10", {"stages.coarse_epochs": 2.0, "stages.fine_epochs": 10.0}),
+    Row("maps_8", {"model.num_maps": 8}),
+    Row("maps_32", {"model.num_maps": 32}),
+    Row("kappa_1.73", {"region.kappa": 1.73}),
+    Row("channels_64", {"model.feature_channels": 64}),
+]
+
+_OURS = Shown("coarse2fine_none", "own", "fused")
+CONTRASTS = [
+    Contrast("(a) one look trained, second look through its untrained box", _OURS, Shown("attention", "own", "fused")),
+    Contrast("(b) one look trained, second look at a fixed central box", _OURS, Shown("attention", "central", "fused")),
+    Contrast("(c) one look at a wide view, about the same work", _OURS, Shown("attention_wide", "own", "coarse")),
+    Contrast("(d) two looks trained at random boxes", _OURS, Shown("random_box", "own", "fused")),
+    Contrast("WS-DAN's three views", _OURS, Shown("wsdan", "own", "fused")),
+    Contrast("box gradient mapping, against none", Shown("coarse2fine_mapping", "own", "fused"), _OURS),
+    Contrast("box gradient all, against none", Shown("coarse2fine_all", "own", "fused"), _OURS),
+]
+
+
+def config_of(row: Row, seed: int, *, data: str, weights: str) -> Any:
+    """The row's config; a field that does not exist is an error."""
+    config = cub50_lite0.get_config()
+    config.lock()
+    config.update_from_flattened_dict({**row.overrides, "seed": seed})
+    config.update_from_flattened_dict({"dataset.path": data, "model.pretrained": weights})
+    return config
+
+
+def run(rows: Sequence[Row], seeds: Sequence[int] | None, results: Path, start: Callable[[Row, int], None]) -> None:
+    """Calls `start` for every row and seed that `results` lacks, seed by seed; seeds: None for each row's own."""
+    for seed in sorted({seed for row in rows for seed in row.seeds}):
+        for row in rows:
+            # Read each time: another process may have taken some of the rows.
+            wanted = seed in row.seeds and (seeds is None or seed in seeds)
+            if wanted and (row.name, seed) not in read_records(results):
+                start(row, seed)
+
+
+def start_process(row: Row, seed: int, *, data: str, weights: str, runs: Path) -> None:
+    """Trains and measures in a process of its own, so that its memory is released; tells the outcome in one line."""
+    runs.mkdir(parents=True, exist_ok=True)
+    name = f"{row.name}, seed {seed}"
+    log = runs / f"{row.name}-seed{seed}.log"
+    command = [sys.executable, "-m", "benchmarks.ablation", "row", row.name, str(seed)]
+    command += ["--data", data, "--weights", weights, "--runs", str(runs)]
+    print(f"{name}: {log}", flush=True)
+    with log.open("a") as file:
+        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        last = ([line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["nothing said"])[-1]
+        print(f"{name}: failed with exit code {done.returncode}: {last}", flush=True)
+
+
+def run_row(row: Row, seed: int, *, data: str, weights: str, runs: Path, results: Path) -> None:
+    """Trains and measures, and appends the line to `results`."""
+    # Imported late: the process that only waits for others need not hold JAX.
+    import jax
+
+    from benchmarks.ablation_row import train_and_measure
+
+    config = config_of(row, seed, data=data, weights=weights)
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
+    measured = train_and_measure(config, runs / f"{row.name}-seed{seed}", root=ROOT)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a") as file:
+        file.write(json.dumps({"name": row.name, "seed": seed, "overrides": row.overrides, **measured}) + "\n")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line `argv` (without the program's name)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("report", help="write docs/results.md and docs/results.png")
+    names = [row.name for row in GRID]
+    grid, one = commands.add_parser("run", help="train what is missing"), commands.add_parser("row", help="one of them")
+    for command in (grid, one):
+        command.add_argument("--data", required=True, help="folder or archive in CUB-200-2011's layout")
+        command.add_argument("--weights", required=True, help="ImageNet weights of EfficientNet-Lite0, safetensors")
+        command.add_argument("--runs", required=True, type=Path, help="folder for the runs' workdirs")
+    grid.add_argument("--only", nargs="+", choices=names, metavar="NAME", default=names, help="only these rows")
+    grid.add_argument("--seeds", nargs="+", type=int, help="only these of the rows' seeds")
+    one.add_argument("name", choices=names)
+    one.add_argument("seed", type=int)
+    options = parser.parse_args(argv)
+
+    if options.command == "report":
+        write_report(read_records(RESULTS), [row.name for row in GRID], CONTRASTS, DOCS)
+        return
+    # Absolute: rows are trained from the root of the repository.
+    places = {
+        "data": str(Path(options.data).resolve()),
+        "weights": str(Path(options.weights).resolve()),
+        "runs": options.runs.resolve(),
+    }
+    if options.command == "row":
+        (row,) = (row for row in GRID if row.name == options.name)
+        run_row(row, options.seed, results=RESULTS, **places)
+    else:
+        rows = [row for row in GRID if row.name in options.only]
+        run(rows, options.seeds, RESULTS, lambda row, seed: start_process(row, seed, **places))
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
+    main(sys.argv[1:])

@@ -1,0 +1,338 @@
+"""docs/results.md and its plot, from the ablation's JSON lines alone."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+Records = dict[tuple[str, int], dict[str, Any]]  # (row, seed) -> the line
+
+SEEDS_OF_A_CLAIM = 5
+RESAMPLES = 10_000
+VIEWS = {"coarse": "#5b6770", "fine": "#c77700", "fused": "#1b5fa8"}  # colours of the plot
+ABSENT = "–"
+
+
+class Shown(NamedTuple):
+    """What a contrast takes of a row: the test region ("own", "central") and the view (coarse, fine, fused)."""
+
+    row: str
+    region: str
+    view: str
+
+
+class Contrast(NamedTuple):
+    """A declared comparison, `one` minus `other`, on the same seeds and images."""
+
+    name: str
+    one: Shown
+    other: Shown
+
+
+class Difference(NamedTuple):
+    """A contrast's outcome, in fractions of the test images."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+def read_records(path: Path) -> Records:
+    """The lines of `path`, by row and seed; none if there is no such file.
+
+    Raises:
+        ValueError: if a row and seed stand there twice.
+    """
+    records: Records = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        record = json.loads(line)
+        key = (record["name"], record["seed"])
+        if key in records:
+            raise ValueError(f"{path} holds {key[0]}, seed {key[1]} twice")
+        records[key] = record
+    return records
+
+
+def of_row(records: Records, name: str) -> list[dict[str, Any]]:
+    """The lines of a row, by seed.
+
+    Raises:
+        ValueError: if its runs were not made with the same settings.
+    """
+    rows = [records[key] for key in sorted(records) if key[0] == name]
+    if any(row["overrides"] != rows[0]["overrides"] for row in rows):
+        raise ValueError(f"the runs of {name} were made with different overrides: they are not one row")
+    return rows
+
+
+def unpack(text: str, count: int) -> np.ndarray:
+    """Hexadecimal, eight examples to a byte -> bool [count]."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
+
+
+def paired_bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """The 95 % interval of the mean over seeds and images, both drawn with replacement.
+
+    Args:
+        differences: [S, N], one model's correctness minus the other's on the same seed and image.
+        resamples: how many means to draw.
+
+    Returns:
+        The 2.5th and 97.5th percentile of the means; the draws are the same at each call.
+
+    References:
+        Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13 (percentile intervals); seeds and images
+        as crossed factors: Owen 2007, arXiv:0712.1111 (the pigeonhole bootstrap).
+    """
+    rng = np.random.default_rng(0)
+    seeds, images = differences.shape
+    means = [
+        differences[rng.integers(seeds, size=seeds)].mean(axis=0)[rng.integers(images, size=images)].mean()
+        for _ in range(resamples)
+    ]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def difference(records: Records, contrast: Contrast, *, resamples: int = RESAMPLES) -> Difference | None:
+    """The contrast on the seeds that both rows have; None where there is no such seed."""
+
+    def right(shown: Shown, seed: int) -> np.ndarray:
+        record = records[shown.row, seed]
+        packed = record["regions"][shown.region]["right"][shown.view]
+        return unpack(packed, record["test_images"]).astype(np.float64)
+
+    one, other = ({seed for name, seed in records if name == shown.row} for shown in contrast[1:])
+    common = sorted(one & other)
+    if not common:
+        return None
+    differences = np.stack([right(contrast.one, seed) - right(contrast.other, seed) for seed in common])
+    low, high = paired_bootstrap(differences, resamples=resamples)
+    return Difference(float(differences.mean()), low, high, len(common))
+
+
+def reading(outcome: Difference) -> str:
+    """What may be said of a difference."""
+    if outcome.seeds < SEEDS_OF_A_CLAIM:
+        return f"no claim: {outcome.seeds} of {SEEDS_OF_A_CLAIM} seeds"
+    return "higher" if outcome.low > 0 else "lower" if outcome.high < 0 else "not told apart"
+
+
+def mean_sd(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
+    """Mean ± standard deviation over seeds (the mean alone for one seed), a dash where nothing was measured."""
+    known = [scale * value for value in values if value is not None]
+    if not known:
+        return ABSENT
+    mean = f"{np.mean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ± {np.std(known, ddof=1):.{digits}f}"
+
+
+def metric(records: Sequence[Mapping[str, Any]], name: str, region: str = "own") -> list[float | None]:
+    """A test metric under a region, by seed; None where the row has no such metric."""
+    return [record["regions"][region]["metrics"].get(name) for record in records]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    rule = "|" + "---|" * len(header)
+    return ["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def _accuracy(rows: Sequence[dict[str, Any]]) -> list[str]:
+    def percent(view: str, region: str = "own") -> str:
+        return mean_sd(metric(rows, f"{view}/top_1_accuracy", region), 1, 100.0)
+
+    sides = ", ".join(f"{record['regions']['central']['side']:g}" for record in rows)
+    return [*(percent(view) for view in VIEWS), percent("fused", "central"), sides]
+
+
+def _last_view(rows: Sequence[dict[str, Any]]) -> list[str]:
+    last = "fused" if "fused/loss" in rows[0]["regions"]["own"]["metrics"] else "coarse"
+    percents = (
+        mean_sd(metric(rows, f"{last}/{name}"), 1, 100.0) for name in ("mean_per_class_accuracy", "top_5_accuracy")
+    )
+    errors = (mean_sd(metric(rows, f"{view}/calibration_error"), 1, 100.0) for view in VIEWS)
+    losses = (mean_sd(metric(rows, f"{view}/loss"), 3) for view in VIEWS)
+    return [last, *percents, *errors, *losses]
+
+
+def _place(rows: Sequence[dict[str, Any]]) -> list[str]:
+    names = ("box/mean_area", "box/mean_iou", "box/parts_inside", "attention/part_hit", "attention/overlap")
+    accuracies = [(record["max_box_accuracy"] or {}).get("value") for record in rows]
+    return [
+        *(mean_sd(metric(rows, name), 2) for name in names),
+        mean_sd(accuracies, 2),
+        mean_sd([record["kappa"] for record in rows], 2),
+    ]
+
+
+def _cost(rows: Sequence[dict[str, Any]]) -> list[str]:
+    first = rows[0]
+    views = "2" if "fused/loss" in first["regions"]["own"]["metrics"] else "1"
+    return [
+        f"{first['view_size']} px",
+        f"{first['epochs']:.1f}",
+        str(first["steps"]),
+        f"{first['train_views']:.1f}",
+        views,
+        mean_sd([record["train_seconds"] for record in rows], 0),
+        f"{first['parameters'] / 1e6:.2f}",
+    ]
+
+
+def _origin(rows: Sequence[dict[str, Any]]) -> list[str]:
+    flags = " ".join(f"`--config.{name}={value}`" for name, value in rows[0]["overrides"].items())
+    seeds = ", ".join(str(record["seed"]) for record in rows)
+    commits = {f"{(record['commit'] or 'unknown')[:10]}{'' if record['clean'] else ' (changed)'}" for record in rows}
+    return [flags or "nothing", seeds, ", ".join(sorted(commits))]
+
+
+def _contrast(contrast: Contrast, outcome: Difference | None) -> list[str]:
+    sides = [f"`{side.row}` {side.view}" + ", central box" * (side.region == "central") for side in contrast[1:]]
+    if outcome is None:
+        return [contrast.name, *sides, ABSENT, ABSENT, "0", "not run"]
+    mean, low, high = (f"{100 * value:+.1f}" for value in outcome[:3])
+    return [contrast.name, *sides, mean, f"{low} to {high}", str(outcome.seeds), reading(outcome)]
+
+
+Cells = Callable[[Sequence[dict[str, Any]]], list[str]]
+TABLES: list[tuple[str, str, list[str], Cells]] = [
+    (
+        "Accuracy",
+        "Top-1 on the test part, percent. Fine and fused look again at the model's own box; the next column looks "
+        "again at the middle of the view instead, its side (a share of the view, by seed) chosen on the validation "
+        "part.",
+        ["coarse", "fine", "fused", "fused, central box", "its sides"],
+        _accuracy,
+    ),
+    (
+        "Per class, top-5, calibration, loss",
+        "Mean per-class accuracy and top-5 in percent, of the view named; expected calibration error in percent (15 "
+        "bins) and loss in nats, of each view.",
+        ["view", "per class", "top-5", "ECE coarse", "fine", "fused", "loss coarse", "fine", "fused"],
+        _last_view,
+    ),
+    (
+        "Where it looks",
+        "Box: the fine view, its area as a share of the image, its IoU with the bird's box, the share of visible parts "
+        "inside. Part hit: the peak of the mean attention lies within 0.1 of the root of the bird's box area of a "
+        "visible part, distances as fractions of the image. Overlap: mean cosine of two maps. MaxBoxAccV2: mean over "
+        "IoU 0.3, 0.5 and 0.7, thresholds chosen on the validation part. Kappa: half a box's side in standard "
+        "deviations, at the end.",
+        ["area", "IoU", "parts inside", "part hit", "overlap", "MaxBoxAccV2", "kappa"],
+        _place,
+    ),
+    (
+        "Cost",
+        "Views: forward and backward in training, per training image over all epochs; forward in a test by the last "
+        "view of the accuracy table. A second test view is test-time work, not augmentation: nothing else is averaged. "
+        "Seconds: wall clock of the training steps.",
+        ["view", "epochs", "steps", "training views", "test views", "training seconds", "million parameters"],
+        _cost,
+    ),
+    (
+        "What was run",
+        "Added to `python launch.py --config configs/cub50_lite0.py --config.dataset.path=DIR "
+        "--config.model.pretrained=FILE --config.seed=SEED`. Changed: the tree held more than the commit.",
+        ["flags", "seeds", "commit"],
+        _origin,
+    ),
+]
+
+
+def write_report(records: Records, names: Sequence[str], contrasts: Sequence[Contrast], folder: Path) -> None:
+    """Writes `results.md` and `results.png`.
+
+    Args:
+        records: of `read_records`.
+        names: of the rows, in the order of the tables.
+        contrasts: to be tested.
+        folder: for both files.
+    """
+    known = {name: rows for name in names if (rows := of_row(records, name))}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text("\n".join(_page(records, known, names, contrasts)))
+    if known:
+        _plot(known, folder / "results.png")
+
+
+def _page(
+    records: Records, known: dict[str, list[dict[str, Any]]], names: Sequence[str], contrasts: Sequence[Contrast]
+) -> list[str]:
+    lines = [
+        "# Does the second look pay?",
+        "",
+        "Written by `python -m benchmarks.ablation report` from `benchmarks/results/ablation.jsonl`, one line per run;",
+        "`benchmarks/ablation.py` declares rows and contrasts. **CUB-50 is the first 50 classes of CUB-200-2011**: no",
+        "figure here may stand beside one of 200 classes, and none is the Coarse2Fine paper's (see",
+        "[method.md](method.md)).",
+        "",
+    ]
+    if not known:
+        return [*lines, "Nothing has been run yet.", ""]
+    everything = [record for rows in known.values() for record in rows]
+
+    def all_of(*path: str) -> str:
+        """Every value that stands there."""
+        found = set()
+        for value in everything:
+            for key in path:
+                value = value[key]
+            found.add(str(value))
+        return " or ".join(sorted(found))
+
+    packages = ", ".join(f"{name} {all_of('versions', name)}" for name in everything[0]["versions"])
+    lines += [
+        f"{all_of('train_images')} training and {all_of('test_images')} test images; the last checkpoint, nothing "
+        f"chosen by the test part. On {all_of('device_count')} x {all_of('device')}; {packages}.",
+        "Mean ± standard deviation over seeds; of one seed the value alone. Seeds by row: "
+        + ", ".join(f"{name} {len(rows)}" for name, rows in known.items())
+        + ".",
+    ]
+    missing = [name for name in names if name not in known]
+    if missing:
+        lines.append(f"Declared and not run yet: {', '.join(missing)}.")
+    lines += ["", "![Top-1 by row and view](results.png)", "", "## Contrasts", ""]
+    lines += [
+        f"Top-1, percentage points. Interval: 95 %, paired bootstrap over images and seeds, {RESAMPLES} resamples;",
+        f"with fewer than {SEEDS_OF_A_CLAIM} seeds nothing is claimed.",
+        "",
+    ]
+    lines += table(
+        ["contrast", "one", "against", "difference", "95 % interval", "seeds", "reading"],
+        [_contrast(contrast, difference(records, contrast)) for contrast in contrasts],
+    )
+    for title, text, header, cells in TABLES:
+        lines += [f"## {title}", "", text, ""]
+        lines += table(
+            ["row", "n", *header], [[f"`{name}`", str(len(rows)), *cells(rows)] for name, rows in known.items()]
+        )
+    return lines
+
+
+def _plot(known: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Top-1 by row: a dot per seed and view, a bar at the mean."""
+    figure = Figure(figsize=(8, 0.9 + 0.36 * len(known)), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    for view, (name, colour) in enumerate(VIEWS.items()):
+        labelled = False
+        for i, rows in enumerate(known.values()):
+            values = [100 * value for value in metric(rows, f"{name}/top_1_accuracy") if value is not None]
+            if not values:
+                continue
+            height = i + 0.22 * (view - 1)
+            label = "_" if labelled else name
+            axis.plot(values, [height] * len(values), "o", color=colour, ms=3.5, alpha=0.6, mew=0, label=label)
+            axis.plot([np.mean(values)] * 2, [height - 0.1, height + 0.1], color=colour, lw=2)
+            labelled = True
+    axis.set_yticks(range(len(known)), [f"{name} ({len(rows)})" for name, rows in known.items()])
+    axis.invert_yaxis()
+    axis.grid(axis="x", color="#dddddd")
+    axis.set_axisbelow(True)
+    axis.set_xlabel("top-1, % of the CUB-50 test part (first 50 classes of CUB-200-2011); in brackets: seeds")
+    axis.legend(loc="lower left")
+    figure.savefig(path, dpi=110)

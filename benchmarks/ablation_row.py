@@ -1,0 +1,181 @@
+"""One row of the ablation: trained by the project's own loop, its last checkpoint measured under several regions."""
+
+import subprocess
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from c2f_jax.evaluation.classification import rank
+from c2f_jax.evaluation.evaluate import metric_sums
+from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
+from c2f_jax.models.two_looks import attention_over_image, central_boxes, log_probabilities
+from c2f_jax.training.build import Run, build
+from c2f_jax.training.checkpoint import open_finished
+from c2f_jax.training.loop import environment, train_and_evaluate
+from c2f_jax.training.losses import Task
+from c2f_jax.training.metrics import Sums, finalise, merge
+from c2f_jax.training.steps import predict
+
+VIEWS = {"coarse": 1, "fine": 2, "wsdan": 3}  # forward and backward, per image, in a step of the stage
+CENTRAL_SIDES = tuple(i / 10 for i in range(4, 11))  # of the coarse view
+MAP_SIZE = 128  # cells a side of the mean attention over the image, for MaxBoxAccV2
+
+
+class Part(NamedTuple):
+    """What was measured on a part of the data.
+
+    Attributes:
+        metrics: as in `results.json`.
+        right: by view, bool [N] in the part's order.
+        ious: best overlap by image and threshold [N, T], or None without attention or boxes.
+    """
+
+    metrics: dict[str, float]
+    right: dict[str, np.ndarray]
+    ious: np.ndarray | None
+
+
+def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, Any]:
+    """Trains (or goes on), and measures the last checkpoint.
+
+    Args:
+        config: all fields of `configs/default.py`; with a validation part, which chooses the central box and the
+            thresholds.
+        workdir: of the run.
+        root: of the repository, whose commit is told.
+
+    Returns:
+        What is known of the run, for a JSON line. `regions` holds for "own" (the model's box; none looks twice for the
+        baseline) and "central" (the best fixed box of the coarse view) the test metrics and, as `right`, whether each
+        image's likeliest class was the true one by each view, in test order, eight to a byte, first bit highest, in
+        hexadecimal.
+
+    Raises:
+        ValueError: without a validation part.
+    """
+    source = source_state(root)  # of the code that is loaded, whatever is committed while it trains
+    results = train_and_evaluate(config, workdir)
+    run = build(config)
+    if not len(run.splits.validation):
+        raise ValueError("the central box and the thresholds are chosen on a validation part; there is none")
+    checkpoints, step = open_finished(workdir)
+    params, batch_stats = checkpoints.restore_model(step, run.abstract_state(step))
+    checkpoints.close()
+
+    own = partial(jax.jit(partial(look, run.task)), params, batch_stats)
+    central = partial(jax.jit(partial(look_at_centre, run.task)), params, batch_stats)
+    side, chosen_by = choose_side(run, central)
+    validation, test = (measure(run.evaluation_batches(part), own) for part in (run.splits.validation, run.splits.test))
+    fixed = measure(run.evaluation_batches(run.splits.test), partial(central, side))
+    boxes = None
+    if validation.ious is not None and test.ious is not None:
+        boxes = max_box_accuracy(validation.ious, test.ious)._asdict()
+    mapping = params.get("inverse_mapping")
+    per_step = config.train.batch_size / len(run.splits.train)
+    return {
+        **source,
+        **environment(),
+        "train_images": len(run.splits.train),
+        "test_images": len(run.splits.test),
+        "view_size": config.model.view_size,
+        "epochs": sum(stage.steps for stage in run.stages) * per_step,
+        "steps": step,
+        "train_seconds": results["train_seconds"],
+        "seconds": results["seconds"],
+        "train_views": sum(stage.steps * VIEWS[stage.name] for stage in run.stages) * per_step,
+        "parameters": results["parameters"],
+        "kappa": None if mapping is None else float(jax.nn.softplus(mapping["kappa"])),
+        "max_box_accuracy": boxes,
+        "validation": validation.metrics,
+        "regions": {
+            "own": {"metrics": test.metrics, "right": pack(test.right)},
+            "central": {
+                "side": side,
+                "validation_by_side": chosen_by,
+                "metrics": fixed.metrics,
+                "right": pack(fixed.right),
+            },
+        },
+    }
+
+
+def look(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> tuple[Sums, dict[str, jax.Array]]:
+    """All metrics of a batch, and by example: "right/<view>" bool [B], and `attention` over the image where there is.
+
+    Args:
+        task: what is evaluated, with its own rule for the second look.
+        params, batch_stats: of the train state.
+        batch: as for `eval_step`.
+    """
+    looks = predict(task, params, batch_stats, batch["image"])
+    examples = {f"right/{view}": rank(values, batch["label"]) < 1 for view, values in log_probabilities(looks).items()}
+    if "attention_maps" in looks["coarse"].out:
+        examples["attention"] = attention_over_image(looks["coarse"], MAP_SIZE)
+    return metric_sums(looks, batch), examples
+
+
+def look_at_centre(
+    task: Task, params: Any, batch_stats: Any, side: jax.Array, batch: dict[str, jax.Array]
+) -> tuple[Sums, dict[str, jax.Array]]:
+    """`look` with a second look at the middle of the coarse view, `side` of it long (an argument: compiled once)."""
+    sums, examples = look(
+        replace(task, test_region=lambda out: central_boxes(out["feature_maps"].shape[0], side)),
+        params,
+        batch_stats,
+        batch,
+    )
+    return sums, {name: values for name, values in examples.items() if name != "attention"}
+
+
+def measure(batches: Iterable[dict[str, jax.Array]], step: Any) -> Part:
+    """All of a part: sums of the metrics, and what is known by example, without the filling. step: batch -> `look`."""
+    total: Sums | None = None
+    right: dict[str, list[np.ndarray]] = {}
+    ious: list[np.ndarray] = []
+    for batch in batches:
+        sums, examples = step(batch)
+        total = merge(total, sums)
+        counted = np.asarray(batch["mask"]) > 0
+        examples = {name: np.asarray(values)[counted] for name, values in examples.items()}
+        for name, values in examples.items():
+            if name.startswith("right/"):
+                right.setdefault(name.removeprefix("right/"), []).append(values)
+        if "attention" in examples and "box" in batch:
+            ious.append(best_ious(examples["attention"], np.asarray(batch["box"])[counted]))
+    return Part(
+        finalise(total or {}),
+        {view: np.concatenate(values) for view, values in right.items()},
+        np.concatenate(ious) if ious else None,
+    )
+
+
+def choose_side(run: Run, step: Any) -> tuple[float, dict[str, float]]:
+    """(the side of most fused validation accuracy, of equals the one of least loss; accuracies by side)."""
+    found = {
+        side: measure(run.evaluation_batches(run.splits.validation), partial(step, side)).metrics
+        for side in CENTRAL_SIDES
+    }
+    best = max(found, key=lambda side: (found[side]["fused/top_1_accuracy"], -found[side]["fused/loss"]))
+    return best, {str(side): metrics["fused/top_1_accuracy"] for side, metrics in found.items()}
+
+
+def pack(right: dict[str, np.ndarray]) -> dict[str, str]:
+    """By view: bool [N] -> hexadecimal, eight to a byte, the first the highest bit; filled up with zeros."""
+    return {view: np.packbits(values).tobytes().hex() for view, values in right.items()}
+
+
+def source_state(root: Path) -> dict[str, Any]:
+    """`commit`, and whether the tree is `clean` apart from what the ablation writes itself; None outside of git."""
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    written = (":(exclude)benchmarks/results", ":(exclude)docs/results.md", ":(exclude)docs/results.png")
+    changes = git("status", "--porcelain", "--", ".", *written)
+    return {"commit": git("rev-parse", "HEAD"), "clean": None if changes is None else not changes}

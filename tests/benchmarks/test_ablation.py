@@ -1,0 +1,185 @@
+"""The ablation's bookkeeping and its report from lines made up here; one row trained and measured, on paper birds."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import ablation
+from benchmarks.ablation_report import (
+    Contrast,
+    Difference,
+    Shown,
+    difference,
+    paired_bootstrap,
+    read_records,
+    reading,
+    unpack,
+    write_report,
+)
+from benchmarks.ablation_row import pack, train_and_measure
+from tests.tiny import tiny_config
+
+IMAGES = 21
+
+
+def line(name, seed, *, coarse, fused=None, overrides=None):
+    """A line of results; coarse, fused: which of the images are right."""
+
+    def region(views):
+        metrics = {}
+        for view, right in views.items():
+            metrics[f"{view}/top_1_accuracy"] = float(np.mean(right))
+            metrics |= {f"{view}/{name}": 0.5 for name in ("mean_per_class_accuracy", "top_5_accuracy")}
+            metrics |= {f"{view}/calibration_error": 0.25, f"{view}/loss": 1.5}
+        return {"metrics": metrics, "right": pack(views)}
+
+    looks = {"coarse": coarse} if fused is None else {"coarse": coarse, "fine": ~coarse, "fused": fused}
+    twice = {"coarse": coarse, "fine": coarse, "fused": coarse}
+    return {
+        **{"name": name, "seed": seed, "overrides": overrides or {}, "commit": "0123456789abcdef", "clean": True},
+        **{"device": "cpu", "device_count": 1, "versions": {"jax": "1.2.3"}},
+        **{"train_images": 80, "test_images": IMAGES, "view_size": 128, "epochs": 12.0, "steps": 100},
+        **{"train_seconds": 600.0, "seconds": 700.0, "train_views": 20.0, "parameters": 3_000_000},
+        "kappa": None if fused is None else 2.0,
+        "max_box_accuracy": None,
+        "validation": {},
+        "regions": {"own": region(looks), "central": {"side": 0.7, **region(twice)}},
+    }
+
+
+def right(count):
+    return np.arange(IMAGES) < count
+
+
+def test_right_answers_go_through_the_lines():
+    views = {"coarse": np.random.default_rng(0).random(IMAGES) > 0.5}
+    np.testing.assert_array_equal(unpack(pack(views)["coarse"], IMAGES), views["coarse"])
+    assert pack({"a": np.array([True, False, False, True])}) == {"a": "90"}
+
+
+def test_bootstrap_by_hand():
+    # Two images, one seed: the mean is 0, 1/2, 1 with probability 1/4, 1/2, 1/4; two seeds alike.
+    assert paired_bootstrap(np.array([[0.0, 1.0]]), resamples=500) == (0.0, 1.0)
+    assert paired_bootstrap(np.array([[0.0, 0.0], [1.0, 1.0]]), resamples=500) == (0.0, 1.0)
+    assert paired_bootstrap(np.full((3, 5), 0.25), resamples=50) == (0.25, 0.25)
+    # Over 400 images half right the mean has a standard deviation of 1/40.
+    low, high = paired_bootstrap(np.arange(400).reshape(1, 400) % 2.0, resamples=4000)
+    assert (low, high) == pytest.approx((0.5 - 1.96 / 40, 0.5 + 1.96 / 40), abs=0.004)
+
+
+def test_a_contrast_takes_the_seeds_in_common():
+    records = {("a", seed): line("a", seed, coarse=right(9), fused=right(12)) for seed in range(3)}
+    records |= {("b", seed): line("b", seed, coarse=right(9 if seed == 1 else 6)) for seed in (1, 2, 4)}
+    got = difference(records, Contrast("", Shown("a", "own", "fused"), Shown("b", "central", "coarse")), resamples=200)
+    assert got.seeds == 2 and got.mean == pytest.approx((3 + 6) / 2 / IMAGES)
+    assert difference(records, Contrast("", Shown("a", "own", "fused"), Shown("c", "own", "fused"))) is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (Difference(0.1, 0.05, 0.15, 4), "no claim: 4 of 5 seeds"),
+        (Difference(0.1, 0.05, 0.15, 5), "higher"),
+        (Difference(-0.1, -0.2, -0.05, 5), "lower"),
+        (Difference(0.1, -0.05, 0.25, 5), "not told apart"),
+    ],
+)
+def test_what_is_claimed(outcome, said):
+    assert reading(outcome) == said
+
+
+def test_the_report(tmp_path):
+    results = tmp_path / "lines.jsonl"
+    lines = [line("two", seed, coarse=right(9), fused=right(12 + seed)) for seed in (0, 1, 2)]
+    lines.append(line("one", 0, coarse=right(7), overrides={"method": "baseline"}))
+    results.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    contrast = Contrast("two against one", Shown("two", "own", "fused"), Shown("one", "own", "coarse"))
+    write_report(read_records(results), ["two", "one", "three"], [contrast], tmp_path)
+    page = (tmp_path / "results.md").read_text()
+    assert "first 50 classes of CUB-200-2011" in page and "two 3, one 1" in page and "not run yet: three" in page
+    assert "| `two` | 3 | 42.9 ± 0.0 | 57.1 ± 0.0 | 61.9 ± 4.8 | 42.9 ± 0.0 | 0.7, 0.7, 0.7 |" in page
+    assert "| `one` | 1 | 33.3 | – | – | 33.3 | 0.7 |" in page
+    assert "| two against one | `two` fused | `one` coarse | +23.8 |" in page and "no claim: 1 of 5 seeds" in page
+    assert "`--config.method=baseline` | 0 | 0123456789 |" in page
+    with Image.open(tmp_path / "results.png") as plot:
+        assert min(plot.size) > 100
+    again = page
+    write_report(read_records(results), ["two", "one", "three"], [contrast], tmp_path)
+    assert (tmp_path / "results.md").read_text() == again
+
+
+def test_lines_that_do_not_belong_together(tmp_path):
+    results = tmp_path / "lines.jsonl"
+    entry = json.dumps(line("one", 0, coarse=right(7)))
+    results.write_text(f"{entry}\n{entry}\n")
+    with pytest.raises(ValueError, match="one, seed 0 twice"):
+        read_records(results)
+    records = {("one", seed): line("one", seed, coarse=right(7), overrides={"seed": seed}) for seed in (0, 1)}
+    with pytest.raises(ValueError, match="different overrides"):
+        write_report(records, ["one"], [], tmp_path)
+
+
+def test_rows_are_run_once_seed_by_seed(tmp_path):
+    results, started = tmp_path / "lines.jsonl", []
+    rows = [ablation.Row("a", {}, (0, 1)), ablation.Row("b", {}, (0, 1, 2))]
+
+    def start(row, seed):
+        started.append((row.name, seed))
+        if (row.name, seed) != ("b", 0):  # which fails: no line
+            with results.open("a") as file:
+                file.write(json.dumps(line(row.name, seed, coarse=right(7))) + "\n")
+
+    ablation.run(rows, [0, 1], results, start)
+    assert started == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    started.clear()
+    ablation.run(rows, None, results, start)
+    assert started == [("b", 0), ("b", 2)]
+
+
+def test_a_row_that_fails_is_told_in_one_line(tmp_path, capsys):
+    places = {"data": str(tmp_path / "nowhere"), "weights": str(tmp_path / "none"), "runs": tmp_path / "runs"}
+    ablation.start_process(ablation.Row("no such row", {}), 0, **places)
+    _, told = capsys.readouterr().out.splitlines()
+    assert told.startswith("no such row, seed 0: failed with exit code 2: ") and "invalid choice" in told
+
+
+def test_every_row_is_a_config():
+    names = [row.name for row in ablation.GRID]
+    assert len(set(names)) == len(names)
+    for row in ablation.GRID:
+        config = ablation.config_of(row, 3, data="DIR", weights="FILE")
+        assert (config.seed, config.dataset.path, config.model.pretrained) == (3, "DIR", "FILE")
+        assert config.dataset.validation_fraction > 0
+    for contrast in ablation.CONTRASTS:
+        for shown in contrast[1:]:
+            (row,) = (row for row in ablation.GRID if row.name == shown.row)
+            assert len(row.seeds) >= 5
+    with pytest.raises(KeyError):
+        ablation.config_of(ablation.Row("misspelt", {"stages.coarse_epoch": 1.0}), 0, data="", weights="")
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_measured(finished, tmp_path):
+    """A workdir with all its steps is only measured; what is told agrees with what the run found itself."""
+    workdir, results = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    got = train_and_measure(tiny_config(), tmp_path / "run", root=ablation.ROOT)
+    json.dumps(got, allow_nan=False)
+    assert (got["steps"], got["test_images"], got["kappa"] > 0) == (20, IMAGES, True)
+    # 10 steps of one look and 10 of two, 8 images each, over 80.
+    assert (got["epochs"], got["train_views"]) == (2.0, 3.0)
+    own, central = got["regions"]["own"], got["regions"]["central"]
+    assert own["metrics"] == {name: results[name] for name in own["metrics"]}
+    for region in (own, central):
+        for view, packed in region["right"].items():
+            accuracy = np.mean(unpack(packed, IMAGES))
+            assert accuracy == pytest.approx(region["metrics"][f"{view}/top_1_accuracy"])
+    assert own["right"]["coarse"] == central["right"]["coarse"]
+    sides = central["validation_by_side"]
+    assert len(sides) == 7 and sides[str(central["side"])] == max(sides.values())
+    # A central box of side s in the coarse view, which is the whole image here.
+    assert central["metrics"]["box/mean_area"] == pytest.approx(central["side"] ** 2, abs=1e-5)
+    assert 0.0 <= got["max_box_accuracy"]["value"] <= 1.0
