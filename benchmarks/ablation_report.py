@@ -334,5 +334,5 @@ def _plot(known: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axis.grid(axis="x", color="#dddddd")
     axis.set_axisbelow(True)
     axis.set_xlabel("top-1, % of the CUB-50 test part (first 50 classes of CUB-200-2011); in brackets: seeds")
-    axis.legend(loc="lower left")
+    figure.legend(loc="outside upper right", ncols=len(VIEWS), frameon=False)
     figure.savefig(path, dpi=110)
