@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from c2f_jax.evaluation.classification import rank
@@ -112,7 +113,7 @@ def look(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array])
         params, batch_stats: of the train state.
         batch: as for `eval_step`.
     """
-    looks = predict(task, params, batch_stats, batch["image"])
+    looks = predict(task, params, batch_stats, batch)
     examples = {f"right/{view}": rank(values, batch["label"]) < 1 for view, values in log_probabilities(looks).items()}
     if "attention_maps" in looks["coarse"].out:
         examples["attention"] = attention_over_image(looks["coarse"], MAP_SIZE)
@@ -124,7 +125,7 @@ def look_at_centre(
 ) -> tuple[Sums, dict[str, jax.Array]]:
     """`look` with a second look at the middle of the coarse view, `side` of it long (an argument: compiled once)."""
     sums, examples = look(
-        replace(task, test_region=lambda out: central_boxes(out["feature_maps"].shape[0], side)),
+        replace(task, test_region=lambda out: central_boxes(jnp.full((len(out["feature_maps"]), 2), side))),
         params,
         batch_stats,
         batch,

@@ -145,8 +145,9 @@ def random_box_loss(
 
     def random_region(out: dict[str, jax.Array]) -> jax.Array:
         del out
+        square = jnp.ones((len(keys), 2))  # of the view
         region_keys = augment.stream(keys, augment.REGION)
-        return augment.random_boxes(region_keys, min_side=min_side, max_side=max_side, flip=False)
+        return augment.random_boxes(region_keys, square, min_side=min_side, max_side=max_side, flip=False)
 
     looks = _look_twice(task, params, probes, state, batch, keys, region=random_region)
     return _finish(task, state, batch, {name: seen.logits for name, seen in looks.items()}, looks)
