@@ -279,7 +279,7 @@ def test_second_gradients(x64, method, antialias, modes):
 @pytest.mark.parametrize("crops", [(), (5,)], ids=["one box", "five boxes"])
 @pytest.mark.parametrize("antialias", [False, True])
 def test_derivatives_taken_crop_after_crop(x64, monkeypatch, antialias, crops):
-    """As large crops are on CPU: the same derivatives, forward, reverse and second ones, as of a whole batch at once."""
+    """As large crops are on CPU: forward, reverse and second derivatives are those of a whole batch at once."""
     rng = np.random.default_rng(5)
     images = rng.uniform(size=(6, 5, 7, 2))
     boxes = SMOOTH_BOXES[rng.integers(0, len(SMOOTH_BOXES), (6, *crops))]
