@@ -68,8 +68,8 @@ def images_and_labels(case: Case) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def in_jax(case: Case) -> Callable[[], Any]:
-    """The trainer's own step, state donated; or the network's forward pass."""
+def compiled(case: Case) -> tuple[Any, tuple[Any, ...]]:
+    """The trainer's own step, state donated, or the network's forward pass; and its arguments."""
     config = cub50_lite0.get_config()
     config.model.backbone = case.backbone
     config.model.view_size = case.view_size
@@ -83,7 +83,7 @@ def in_jax(case: Case) -> Callable[[], Any]:
         variables = {"params": state.params, "batch_stats": state.batch_stats["coarse"]}
         view = task.normalise(jnp.asarray(raw, jnp.float32))
         forward = jax.jit(lambda variables, view: task.network.apply(variables, view, train=False)[0])
-        return lambda: jax.block_until_ready(forward(variables, view))
+        return forward.lower(variables, view).compile(), (variables, view)
     step = jax.jit(partial(steps.train_step, task=task, stage=stage, seed=0), donate_argnums=0)
     batch = {
         "image": raw,
@@ -92,9 +92,19 @@ def in_jax(case: Case) -> Callable[[], Any]:
         "index": np.arange(case.batch, dtype=np.int32),
     }
 
+    return step.lower(state, batch).compile(), (state, batch)
+
+
+def in_jax(case: Case) -> Callable[[], Any]:
+    """A call of that program; a step goes on from the state of the one before."""
+    program, arguments = compiled(case)
+    if case.work == "forward":
+        return lambda: jax.block_until_ready(program(*arguments))
+    state, batch = arguments
+
     def call() -> Any:
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = program(state, batch)
         return jax.block_until_ready(metrics["loss"])
 
     return call
