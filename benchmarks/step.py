@@ -73,6 +73,7 @@ def compiled(case: Case) -> tuple[Any, tuple[Any, ...]]:
     config = cub50_lite0.get_config()
     config.model.backbone = case.backbone
     config.model.view_size = case.view_size
+    config.region.box_gradient = "all"  # the method in full, also where a data set is better off with less of it
     if case.work != "fine":
         config.method, config.model.output_stride = "baseline", 0
     task = build.make_task(config, num_classes=case.num_classes, axis_name=None)
@@ -123,13 +124,16 @@ def in_torch(case: Case) -> Callable[[], Any]:
     config = cub50_lite0.get_config()
     settings = {
         "view_size": case.view_size,
-        "side": config.augment.min_side,
+        "min_side": config.augment.min_side,
+        "max_side": config.augment.max_side,
         "clip_norm": config.optimizer.clip_norm,
     }
     if case.work == "fine":
         attentive = torch_models.Attentive(backbone, channels, case.num_classes, config.model.num_maps)
         attentive.to(memory_format=torch.channels_last)
-        fine = torch_models.fine_step(attentive, torch_models.sgd(attentive.parameters()), **settings)
+        optimizer = torch_models.sgd(attentive.parameters())
+        scale = config.region.box_gradient_scale
+        fine = torch_models.fine_step(attentive, optimizer, box_gradient_scale=scale, **settings)
         return lambda: fine(image, label)
     model = torch_models.Pooled(backbone, channels, case.num_classes).to(memory_format=torch.channels_last)
     view = (image.float() - 127.0) / 128.0

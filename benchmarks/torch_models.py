@@ -1,11 +1,12 @@
 """The same networks in idiomatic PyTorch, to be timed beside ours: EfficientNet-Lite0, ResNet-50, and the two looks.
 
-Weights are random; only the work counts. Images are channels-last tensors `[B, 3, H, W]`.
+The same parameters give the same losses and gradients as ours, which `tests/benchmarks` shows; the constants are those
+of `configs/cub50_lite0.py`. Images are channels-last tensors `[B, 3, H, W]`. Both looks share running statistics here;
+ours keep a set for each, which is as much work.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -103,7 +104,7 @@ class Pooled(nn.Module):
 
 
 class Attentive(nn.Module):
-    """Backbone, attention, bilinear attention pooling and inverse mapping: `AttentionNetwork`."""
+    """Backbone, attention and bilinear attention pooling; the inverse mapping on its own: `AttentionNetwork`."""
 
     def __init__(self, backbone: nn.Module, channels: int, num_classes: int, num_maps: int):
         super().__init__()
@@ -114,15 +115,17 @@ class Attentive(nn.Module):
         self.mix, self.score = nn.Conv2d(num_maps + 64, 16, 1), nn.Conv2d(16, 1, 3, padding=1)
         self.kappa = nn.Parameter(torch.tensor(1.55))
 
-    def forward(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """view [B, 3, S, S] -> logits [B, C], pooled features [B, M * N], box [B, 4]."""
+    def forward(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """view [B, 3, S, S] -> logits [B, C], pooled [B, M * N], features [B, N, h, w], attention maps [B, M, h, w]."""
         features = self.backbone(view)
         maps = functional.relu(self.attention(features))
         phi = torch.einsum("bmhw,bnhw->bmn", maps, features).flatten(1) / maps[0, 0].numel()
         psi = phi / ((phi.abs() + 1e-3).sqrt() + 1e-3**0.5)
         pooled = psi * (psi.square().sum(1, keepdim=True) + 1e-8).rsqrt()
-        logits = self.head(20.0 * pooled)
+        return self.head(20.0 * pooled), pooled, features, maps
 
+    def region(self, features: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        """features [B, N, h, w], attention maps [B, M, h, w] -> box [B, 4]. The last look needs none."""
         mean = maps.mean(1, keepdim=True)
         mixed = functional.relu(self.mix(torch.cat([maps, mean * self.project(features)], 1)))
         peak = mean.detach().amax((2, 3), keepdim=True)
@@ -140,11 +143,15 @@ class Attentive(nn.Module):
             middle = middle.clamp(side / 2, 1 - side / 2)
             lows.append(middle - side / 2)
             highs.append(middle + side / 2)
-        return logits, pooled, torch.stack(lows + highs, 1)
+        return torch.stack(lows + highs, 1)
 
 
 def crop(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
-    """images [B, C, H, W], boxes [B, 4] (ymin, xmin, ymax, xmax) -> [B, C, size, size]; two taps, no antialiasing."""
+    """images [B, C, H, W], boxes [B, 4] (ymin, xmin, ymax, xmax) -> [B, C, size, size]; antialiased as ours is."""
+    return _crop_by_averages(images, boxes, size) if images.shape[2] > size else _crop_by_two_taps(images, boxes, size)
+
+
+def _crop_by_two_taps(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
     ymin, xmin, ymax, xmax = boxes.unbind(-1)
     zero = torch.zeros_like(ymin)
     rows = [xmax - xmin, zero, xmin + xmax - 1.0, zero, ymax - ymin, ymin + ymax - 1.0]
@@ -153,15 +160,51 @@ def crop(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def random_boxes(count: int, side: float) -> torch.Tensor:
-    """Squares of one side anywhere, half of them mirrored: [count, 4]."""
+def _crop_by_averages(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Triangles as wide as an output pixel covers, which `grid_sample` does not have; boxes inside the image."""
+    ymin, xmin, ymax, xmax = boxes.unbind(-1)
+    rows = _weighted_rows(images.permute(0, 2, 3, 1), ymin, ymax, size)
+    views = _weighted_rows(rows.transpose(1, 2), xmin, xmax, size)
+    return views.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _weighted_rows(images: torch.Tensor, low: torch.Tensor, high: torch.Tensor, size: int) -> torch.Tensor:
+    """images [B, H, W, C], low and high [B] in fractions of H -> [B, size, W, C].
+
+    By `embedding_bag`, the fastest of the exact ways on CPU: products with a matrix of weights took twice as long.
+    """
+    count, pixels = images.shape[:2]
+    step = (high - low)[:, None] * (pixels / size)
+    positions = low[:, None] * pixels + step * (torch.arange(size) + 0.5) - 0.5
+    radius = step.abs().clamp(min=1.0)
+    taps = torch.arange(1, math.ceil(2 * pixels / size) + 1)
+    index = (positions - radius).detach().floor().long()[..., None] + taps
+    weights = functional.relu(1.0 - (positions[..., None] - index).abs() / radius[..., None])
+    weights = weights * ((index >= 0) & (index < pixels))
+    weights = weights / weights.sum(-1, keepdim=True)
+    index = index.clamp(0, pixels - 1) + pixels * torch.arange(count)[:, None, None]
+    rows = functional.embedding_bag(
+        index.flatten(0, 1), images.reshape(count * pixels, -1), mode="sum", per_sample_weights=weights.flatten(0, 1)
+    )
+    return rows.view(count, size, *images.shape[2:])
+
+
+def random_boxes(count: int, min_side: float, max_side: float) -> torch.Tensor:
+    """Squares anywhere with sides U(min_side, max_side), half of them mirrored: [count, 4]."""
+    side = min_side + (max_side - min_side) * torch.rand(count, 1)
     corner = torch.rand(count, 2) * (1.0 - side)
     boxes = torch.cat([corner, corner + side], 1)
     return torch.where(torch.rand(count, 1) < 0.5, boxes[:, [0, 3, 2, 1]], boxes)
 
 
 def baseline_step(
-    model: Pooled, optimizer: torch.optim.Optimizer, *, view_size: int, side: float, clip_norm: float
+    model: Pooled,
+    optimizer: torch.optim.Optimizer,
+    *,
+    view_size: int,
+    min_side: float,
+    max_side: float,
+    clip_norm: float,
 ) -> Callable[[torch.Tensor, torch.Tensor], float]:
     """The baseline's training step: a random crop, cross entropy, clipped SGD.
 
@@ -170,7 +213,8 @@ def baseline_step(
     """
 
     def step(raw: torch.Tensor, labels: torch.Tensor) -> float:
-        view = (crop(raw.float(), random_boxes(len(raw), side), view_size) - 127.0) / 128.0
+        images = raw.to(torch.get_default_dtype())
+        view = (crop(images, random_boxes(len(raw), min_side, max_side), view_size) - 127.0) / 128.0
         return _descend(model, optimizer, functional.cross_entropy(model(view), labels), clip_norm)
 
     return step
@@ -185,7 +229,14 @@ def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Ten
 
 
 def fine_step(
-    model: Attentive, optimizer: torch.optim.Optimizer, *, view_size: int, side: float, clip_norm: float
+    model: Attentive,
+    optimizer: torch.optim.Optimizer,
+    *,
+    view_size: int,
+    min_side: float,
+    max_side: float,
+    clip_norm: float,
+    box_gradient_scale: float,
 ) -> Callable[[torch.Tensor, torch.Tensor], float]:
     """The fine stage's training step: two looks, both losses and the centre loss, clipped SGD, centres.
 
@@ -195,12 +246,14 @@ def fine_step(
     centers = torch.zeros(model.head.out_features, model.head.in_features)
 
     def step(raw: torch.Tensor, labels: torch.Tensor) -> float:
-        images = raw.float()
-        outer = random_boxes(len(raw), side)
-        logits, pooled, box = model((crop(images, outer, view_size) - 127.0) / 128.0)
+        images = raw.to(torch.get_default_dtype())
+        outer = random_boxes(len(raw), min_side, max_side)
+        logits, pooled, features, maps = model((crop(images, outer, view_size) - 127.0) / 128.0)
+        box = model.region(features, maps)
+        box.register_hook(lambda gradient: box_gradient_scale * gradient)
         span = outer[:, 2:] - outer[:, :2]
         inner = torch.cat([outer[:, :2] + box[:, :2] * span, outer[:, :2] + box[:, 2:] * span], 1)
-        fine_logits, _, _ = model((crop(images, inner, view_size) - 127.0) / 128.0)
+        fine_logits, *_ = model((crop(images, inner, view_size) - 127.0) / 128.0)
         targets = functional.normalize(centers[labels], dim=1)
         center_loss = (pooled - targets).square().sum(1).mean()
         cross_entropies = [functional.cross_entropy(values, labels) for values in (logits, fine_logits)]
@@ -212,6 +265,10 @@ def fine_step(
     return step
 
 
-def sgd(parameters: Iterator[Any] | Sequence[Any]) -> torch.optim.Optimizer:
-    """Nesterov momentum and decay, as the configs have it."""
-    return torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=1e-4)
+def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Nesterov momentum, and decay on arrays of two and more axes, as the configs have it."""
+    arrays, others = [], []
+    for parameter in parameters:
+        (arrays if parameter.ndim > 1 else others).append(parameter)
+    groups = [{"params": arrays, "weight_decay": 1e-4}, {"params": others}]
+    return torch.optim.SGD(groups, lr=1e-2, momentum=0.9, nesterov=True)
