@@ -6,6 +6,9 @@ import pytest
 
 from c2f_jax import cli
 from c2f_jax.errors import UserError
+from c2f_jax.inference import load_model
+from c2f_jax.training.workdir import FIELDS
+from configs import default
 
 
 def refused(capsys, *argv):
@@ -102,6 +105,30 @@ def test_eval_takes_the_runs_own_config(tmp_path):
     stored.seed = 3
     (tmp_path / "config.json").write_text(stored.to_json())
     assert cli.parse(["--mode=eval", f"--workdir={tmp_path}"]).config.to_dict() == stored.to_dict()
+
+
+def test_every_field_is_known_to_be_missing():
+    """`FIELDS`, which the package checks a run's config for, are those of configs/default.py."""
+    config = default.get_config().to_dict()
+    grouped = {name: set(value) for name, value in config.items() if isinstance(value, dict)}
+    assert {group: set(names) for group, names in FIELDS.items()} == {"": set(config) - set(grouped), **grouped}
+
+
+@pytest.mark.parametrize("mode", [["--mode=eval"], ["--mode=predict", "--images=photos"]])
+def test_a_run_of_another_version(capsys, tmp_path, mode):
+    """What its config lacks is named at once; what it has beyond is no matter."""
+    config = json.loads(cli.load_config(cli.Path(cli.DEFAULT_CONFIG)).to_json())
+    config["augment"]["of_another_version"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "no checkpoint" in refused(capsys, "--mode=eval", f"--workdir={tmp_path}")
+
+    del config["compilation_cache"], config["augment"]["test_side"], config["parallel"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    line = refused(capsys, *mode, f"--workdir={tmp_path}")
+    assert f"{tmp_path / 'config.json'} lacks compilation_cache, augment.test_side, parallel.backend: " in line
+    assert "configs/default.py" in line and "train again" in line
+    with pytest.raises(UserError, match="lacks compilation_cache, augment.test_side, parallel.backend"):
+        load_model(tmp_path)
 
 
 def test_a_file_that_is_no_config(tmp_path):

@@ -9,6 +9,34 @@ from ml_collections import ConfigDict
 
 from c2f_jax.errors import UserError
 
+# By group ("": none), what a run's config holds: the fields of configs/default.py, which a package cannot import and a
+# test compares. No default stands in for a field that a run was made without: what the program did before there was
+# such a field may have been something else.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "": ("method", "seed", "compilation_cache"),
+    "dataset": (
+        *("name", "path", "cache_dir", "unreadable", "raw_size", "memory_mib", "validation_fraction"),
+        *("train_size", "test_size"),
+    ),
+    "augment": ("min_side", "max_side", "test_side", "flip", "brightness", "saturation", "mean", "std"),
+    "model": (
+        *("backbone", "pretrained", "output_stride", "view_size", "num_maps", "attention_init"),
+        *("feature_channels", "feature_scale", "dtype"),
+    ),
+    "region": ("box_gradient", "box_gradient_scale", "min_side", "max_side", "kappa"),
+    "loss": ("center_weight", "center_rate"),
+    "stages": ("coarse_epochs", "fine_epochs"),
+    "optimizer": (
+        *("name", "learning_rate", "head_factor", "region_factor", "fine_factor", "momentum", "weight_decay"),
+        *("clip_norm", "schedule", "warmup_epochs", "decay_rate", "decay_epochs"),
+    ),
+    "train": (
+        *("batch_size", "accumulate", "eval_batch_size", "eval_every_epochs", "log_every_steps"),
+        "checkpoint_every_steps",
+    ),
+    "parallel": ("backend",),
+}
+
 
 def claim_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> None:
     """Makes `workdir` the place of this config and these classes.
@@ -57,10 +85,10 @@ def read_class_names(workdir: Path) -> tuple[str, ...]:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of the run in `workdir`.
+    """The config of the run in `workdir`, with all of `FIELDS`; others that it may hold are kept.
 
     Raises:
-        UserError: if there is no run.
+        UserError: if there is no run, or its config lacks fields: another version of the program wrote it.
     """
 
     def tuples(value: Any) -> Any:
@@ -68,7 +96,17 @@ def read_config(workdir: Path) -> ConfigDict:
             return {name: tuples(entry) for name, entry in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(json.loads(_read(workdir, "config.json"))))
+    stored = json.loads(_read(workdir, "config.json"))
+    missing = []
+    for group, names in FIELDS.items():
+        there = stored.get(group, {}) if group else stored
+        missing += [f"{group}.{name}" if group else name for name in names if name not in there]
+    if missing:
+        raise UserError(
+            f"{workdir / 'config.json'} lacks {', '.join(missing)}: another version of this program wrote it. "
+            "Add what is missing (configs/default.py says what it does), or train again"
+        )
+    return ConfigDict(tuples(stored))
 
 
 def write_json(path: Path, value: Any) -> None:
