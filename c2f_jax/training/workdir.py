@@ -18,7 +18,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
         *("name", "path", "cache_dir", "unreadable", "raw_size", "memory_mib", "validation_fraction"),
         *("train_size", "test_size"),
     ),
-    "augment": ("min_side", "max_side", "test_side", "flip", "brightness", "saturation", "mean", "std"),
+    "augment": (
+        *("keep_aspect", "min_side", "max_side", "test_side", "flip", "brightness", "saturation", "mean", "std"),
+    ),
     "model": (
         *("backbone", "pretrained", "output_stride", "view_size", "num_maps", "attention_init"),
         *("feature_channels", "feature_scale", "dtype"),
