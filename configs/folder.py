@@ -5,6 +5,9 @@ python launch.py --config configs/folder.py --config.dataset.path=DIR
 DIR holds <class>/..., or train/<class>/... with test/ and, if you like, val/ beside train/. Without a test folder a
 fifth of each class is set aside. ImageNet weights are fetched from the Hugging Face hub once; without a network give a
 safetensors file by --config.model.pretrained=FILE, or train from scratch with --config.model.pretrained= (empty).
+
+The first look sees the middle square of a photo. Where what matters lies at the ends of long photos,
+--config.augment.keep_aspect=False squeezes the photo into that square, and --config.augment.test_side=1.0 takes all.
 """
 
 import ml_collections

@@ -321,10 +321,15 @@ def _change(image, image_dot, taps, changes, dots):
         if dot is not None:
             change = _columns(_rows(image, rows_index, weight), columns_index, columns_weight)
             terms.append(change * (dot[:, None, None] if dot.ndim else dot))
-    for dot, weight in zip(dots[2:], changes[2:], strict=True):
-        if dot is not None:
-            change = _columns(_rows(image, rows_index, rows_weight), columns_index, weight)
-            terms.append(change * (dot[:, None] if dot.ndim else dot))
+    along_columns = [(dot, weight) for dot, weight in zip(dots[2:], changes[2:], strict=True) if dot is not None]
+    if along_columns:
+        rows = _rows(image, rows_index, rows_weight)
+        if len(along_columns) == 1:
+            ((dot, weight),) = along_columns
+            terms.append(_columns(rows, columns_index, weight) * (dot[:, None] if dot.ndim else dot))
+        else:
+            # Nothing is scattered here: each tap's weight takes its own sum of products, once for both derivatives.
+            terms.append(_columns(rows, columns_index, sum(weight * dot for dot, weight in along_columns)))
     return functools.reduce(jnp.add, terms)
 
 
