@@ -42,10 +42,25 @@ def kind_of(path: str) -> str:
     return next((kind for kind, pattern in KINDS if re.search(pattern, path)), "other")
 
 
+def layer_paths(program: str) -> dict[str, str]:
+    """The path of layers of each operation of a compiled program, by its name; or its fusion's."""
+    paths, inside, within = {}, "", {}
+    for line in program.splitlines():
+        if head := re.match(r"(?:ENTRY )?%([\w.-]+) \(", line):
+            inside = head[1]
+        if not (operation := re.match(r" +(?:ROOT )?%([\w.-]+) = ", line)):
+            continue
+        if path := re.search(r'op_name="([^"]*)"', line):
+            paths[operation[1]] = within[inside] = path[1]
+        elif (called := re.search(r"calls=%([\w.-]+)", line)) and called[1] in within:
+            paths[operation[1]] = within[called[1]]
+    return paths
+
+
 def of_jax(case: Case) -> dict[str, float]:
     """Milliseconds by kind and direction, and the `span` of the step."""
     program, arguments = step.compiled(case)
-    paths = dict(re.findall(r"%([\w.-]+) = [^\n]*?op_name=\"([^\"]*)\"", program.as_text()))
+    paths = layer_paths(program.as_text())
     state, batch = arguments
     for _ in range(2):
         state, metrics = program(state, batch)
@@ -58,7 +73,8 @@ def of_jax(case: Case) -> dict[str, float]:
     total: collections.Counter[str] = collections.Counter()
     starts, ends = [], []
     for event in (event for plane in data.planes for line in plane.lines for event in line.events):
-        if "hlo_op" not in dict(event.stats):
+        # Loops are seen twice otherwise: as a whole, and by the operations in them.
+        if "hlo_op" not in dict(event.stats) or event.name.startswith(("while", "conditional", "call")):
             continue
         path = paths.get(event.name, "")
         total[f"{kind_of(path)}, {'backward' if 'transpose(' in path else 'forward'}"] += event.duration_ns
@@ -71,9 +87,12 @@ def of_torch(case: Case) -> dict[str, float]:
     """The same of PyTorch's step."""
     call = step.in_torch(case)
     call()
-    call()
-    with torch.profiler.profile(record_shapes=True) as profile:
-        call()
+    # The profiler's own first step is slow; it is thrown away.
+    schedule = torch.profiler.schedule(wait=0, warmup=1, active=1)
+    with torch.profiler.profile(record_shapes=True, schedule=schedule) as profile:
+        for _ in range(2):
+            call()
+            profile.step()
     total: collections.Counter[str] = collections.Counter()
     for event in profile.key_averages(group_by_input_shape=True):
         name, direction = event.key, "backward" if "backward" in event.key else "forward"
