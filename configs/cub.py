@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     # torchvision's weights need torchvision's input.
     config.augment.mean = (123.675, 116.28, 103.53)
     config.augment.std = (58.395, 57.12, 57.375)
-    config.model.pretrained = "hf://timm/resnet50.tv_in1k"
+    config.model.pretrained = "hf://timm/resnet50.tv_in1k@78f3ecfdb38e06d9b8397f662e7ab8fee96026fa"
     config.stages.coarse_epochs = 80.0  # about 160 epochs in all, as WS-DAN
     config.stages.fine_epochs = 80.0
     config.optimizer.schedule = "exponential"
