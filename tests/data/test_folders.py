@@ -182,9 +182,9 @@ def test_batches_hold_numbers_only(tmp_path, read):
     train = read(tree(tmp_path / "photos", {"owl": 5, "wren": 5})).train
     options = {"batch_size": 4, "raw_size": 16, "process": 0, "processes": 1}
     batch = next(training_batches(train, seed=0, start=0, **options))
-    assert set(batch) == {"image", "label", "index"} and batch["image"].shape == (4, 16, 16, 3)
+    assert set(batch) == {"image", "square", "label", "index"} and batch["image"].shape == (4, 16, 16, 3)
     batches = list(evaluation_batches(train, **{**options, "batch_size": 3}))
-    assert set(batches[0]) == {"image", "label", "index", "mask"} and batches[0]["mask"].dtype == np.float32
+    assert set(batches[0]) == {*batch, "mask"} and batches[0]["mask"].dtype == np.float32
     assert [batch["mask"].tolist() for batch in batches] == [[1, 1, 1], [1, 1, 1], [1, 1, 0]]
 
 

@@ -103,7 +103,7 @@ def test_random_boxes_take_the_learned_ones_place(monkeypatch):
         raise StopIteration
 
     monkeypatch.setattr(losses, "two_looks", record)
-    batch = {"image": jnp.zeros((64, 8, 8, 3), jnp.uint8)}
+    batch = {"image": jnp.zeros((64, 8, 8, 3), jnp.uint8), "square": jnp.ones((64, 2))}
     for step in (0, 0, 1):
         keys = example_keys(0, jnp.array(step), jnp.arange(64))
         with pytest.raises(StopIteration):
