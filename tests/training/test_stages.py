@@ -10,9 +10,10 @@ import pytest
 
 from c2f_jax.data.augment import example_keys
 from c2f_jax.training import losses
-from c2f_jax.training.build import build
+from c2f_jax.training.build import build, make_task
 from c2f_jax.training.optimizer import make_optimizer, make_schedule
 from c2f_jax.training.stages import Stage, stage_at, stage_of_checkpoint
+from c2f_jax.training.steps import predict
 from tests.tiny import tiny_config
 
 
@@ -115,3 +116,18 @@ def test_random_boxes_take_the_learned_ones_place(monkeypatch):
     assert first.min() >= 0.0 and first.max() <= 1.0 and np.ptp(first[:, 0]) > 0.3
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_coarse_boxes_are_squares_of_pixels_or_of_the_sides(keep):
+    """In training and in tests, for a photo twice as wide as it is high."""
+    task = make_task(tiny_config(augment__keep_aspect=keep, augment__test_side=0.5), num_classes=3, axis_name=None)
+    batch = {"image": jnp.zeros((4, 64, 64, 3), jnp.uint8), "square": jnp.tile(jnp.array([1.0, 0.5]), (4, 1))}
+    state = jax.eval_shape(lambda: task.network.init(jax.random.key(0), jnp.zeros((4, 32, 32, 3)), train=False))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+    stats = {"coarse": zeros["batch_stats"], "fine": zeros["batch_stats"]}
+    width = 0.5 if keep else 1.0
+    central = np.asarray(predict(task, zeros["params"], stats, batch)["coarse"].box)
+    np.testing.assert_allclose(central, [[0.25, 0.5 - width / 4, 0.75, 0.5 + width / 4]] * 4)
+    boxes = task.random_boxes(example_keys(0, jnp.int32(0), jnp.arange(4)), task.unit_sides(batch))
+    np.testing.assert_allclose(jnp.abs(boxes[:, 3] - boxes[:, 1]), width * (boxes[:, 2] - boxes[:, 0]), rtol=1e-5)
