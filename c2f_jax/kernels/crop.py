@@ -271,7 +271,8 @@ def _sample_jvp(axes, primals, tangents, *, in_turn):
     changes = tuple(None if dot is None else change for dot, change in zip(dots, changes, strict=True))
     # Reverse mode computes again what it needs, box by box, rather than keep it for all of them.
     change = jax.checkpoint(lambda image, box: _change(*image, *box), prevent_cse=False)
-    in_turn = in_turn and axes[0].outputs * images[0, 0].size * out.dtype.itemsize >= CACHE
+    rows = axes[0].outputs * axes[1].pixels * images.shape[-1]  # numbers between the two passes of one crop
+    in_turn = in_turn and rows * out.dtype.itemsize >= CACHE
     return out, _of_each_box(change, (images, images_dot), (taps, changes, tuple(dots)), in_turn=in_turn)
 
 
