@@ -13,11 +13,12 @@ Records = dict[tuple[str, int], dict[str, Any]]  # (row, seed) -> the line
 SEEDS_OF_A_CLAIM = 5
 RESAMPLES = 10_000
 VIEWS = {"coarse": "#5b6770", "fine": "#c77700", "fused": "#1b5fa8"}  # colours of the plot
+REGIONS = {"own": "", "central": ", central box", "object": ", annotated box"}  # of the fine view in tests
 ABSENT = "–"
 
 
 class Shown(NamedTuple):
-    """What a contrast takes of a row: the test region ("own", "central") and the view (coarse, fine, fused)."""
+    """What a contrast takes of a row: the test region ("own", "central", "object") and the view."""
 
     row: str
     region: str
@@ -132,8 +133,8 @@ def mean_sd(values: Sequence[float | None], digits: int, scale: float = 1.0) -> 
 
 
 def metric(records: Sequence[Mapping[str, Any]], name: str, region: str = "own") -> list[float | None]:
-    """A test metric under a region, by seed; None where the row has no such metric."""
-    return [record["regions"][region]["metrics"].get(name) for record in records]
+    """A test metric under a region, by seed; None where the row has no such region or metric."""
+    return [(record["regions"][region] or {"metrics": {}})["metrics"].get(name) for record in records]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -147,7 +148,7 @@ def _accuracy(rows: Sequence[dict[str, Any]]) -> list[str]:
         return mean_sd(metric(rows, f"{view}/top_1_accuracy", region), 1, 100.0)
 
     sides = ", ".join(f"{record['regions']['central']['side']:g}" for record in rows)
-    return [*(percent(view) for view in VIEWS), percent("fused", "central"), sides]
+    return [*(percent(view) for view in VIEWS), percent("fused", "central"), sides, percent("fused", "object")]
 
 
 def _last_view(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -161,13 +162,29 @@ def _last_view(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _place(rows: Sequence[dict[str, Any]]) -> list[str]:
-    names = ("box/mean_area", "box/mean_iou", "box/parts_inside", "attention/part_hit", "attention/overlap")
+    names = ("box/mean_area", "box/mean_iou", "box/parts_inside", "attention/part_hit")
     accuracies = [(record["max_box_accuracy"] or {}).get("value") for record in rows]
     return [
         *(mean_sd(metric(rows, name), 2) for name in names),
+        mean_sd([record["overlap_at_start"] for record in rows], 2),
+        mean_sd(metric(rows, "attention/overlap"), 2),
         mean_sd(accuracies, 2),
         mean_sd([record["kappa"] for record in rows], 2),
     ]
+
+
+def _second_look(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Shares of the test images by what the looks say of them, over seeds."""
+    cells: list[list[float]] = [[], [], [], []]
+    for record in rows:
+        packed = record["regions"]["own"]["right"]
+        if "fine" not in packed:
+            return [ABSENT] * len(cells)
+        coarse, fine, fused = (unpack(packed[view], record["test_images"]) for view in VIEWS)
+        shares = (~coarse & fused, coarse & ~fused, coarse != fine, coarse | fine)
+        for cell, share in zip(cells, shares, strict=True):
+            cell.append(float(np.mean(share)))
+    return [mean_sd(cell, 1, 100.0) for cell in cells]
 
 
 def _cost(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -192,7 +209,7 @@ def _origin(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _contrast(contrast: Contrast, outcome: Difference | None) -> list[str]:
-    sides = [f"`{side.row}` {side.view}" + ", central box" * (side.region == "central") for side in contrast[1:]]
+    sides = [f"`{side.row}` {side.view}{REGIONS[side.region]}" for side in contrast[1:]]
     if outcome is None:
         return [contrast.name, *sides, ABSENT, ABSENT, "0", "not run"]
     mean, low, high = (f"{100 * value:+.1f}" for value in outcome[:3])
@@ -205,8 +222,8 @@ TABLES: list[tuple[str, str, list[str], Cells]] = [
         "Accuracy",
         "Top-1 on the test part, percent. Fine and fused look again at the model's own box; the next column looks "
         "again at the middle of the view instead, its side (a share of the view, by seed) chosen on the validation "
-        "part.",
-        ["coarse", "fine", "fused", "fused, central box", "its sides"],
+        "part; the last at the bird's annotated box: what a perfect localisation would add to this network.",
+        ["coarse", "fine", "fused", "fused, central box", "its sides", "fused, annotated box"],
         _accuracy,
     ),
     (
@@ -220,11 +237,19 @@ TABLES: list[tuple[str, str, list[str], Cells]] = [
         "Where it looks",
         "Box: the fine view, its area as a share of the image, its IoU with the bird's box, the share of visible parts "
         "inside. Part hit: the peak of the mean attention lies within 0.1 of the root of the bird's box area of a "
-        "visible part, distances as fractions of the image. Overlap: mean cosine of two maps. MaxBoxAccV2: mean over "
+        "visible part, distances as fractions of the image. Overlap: mean cosine of two maps of an image, before the "
+        "first step (validation part, each batch's own statistics) and at the end. MaxBoxAccV2: mean over "
         "IoU 0.3, 0.5 and 0.7, thresholds chosen on the validation part. Kappa: half a box's side in standard "
         "deviations, at the end.",
-        ["area", "IoU", "parts inside", "part hit", "overlap", "MaxBoxAccV2", "kappa"],
+        ["area", "IoU", "parts inside", "part hit", "overlap at the start", "at the end", "MaxBoxAccV2", "kappa"],
         _place,
+    ),
+    (
+        "What the second look changes",
+        "Percent of the test images. Fixed: wrong by the coarse look, right by both; broken: the other way round. One "
+        "of the two: right by either look, what a perfect choice between them would reach.",
+        ["fixed", "broken", "looks disagree on being right", "one of the two"],
+        _second_look,
     ),
     (
         "Cost",
@@ -258,6 +283,7 @@ def write_report(records: Records, names: Sequence[str], contrasts: Sequence[Con
     (folder / "results.md").write_text("\n".join(_page(records, known, names, contrasts)))
     if known:
         _plot(known, folder / "results.png")
+        _plot_training(known, folder / "results_training.png")
 
 
 def _page(
@@ -311,7 +337,14 @@ def _page(
         lines += table(
             ["row", "n", *header], [[f"`{name}`", str(len(rows)), *cells(rows)] for name, rows in known.items()]
         )
-    return lines
+    return [*lines, "## Over training", "", TRAINING_TEXT, "", "![Over training](results_training.png)", ""]
+
+
+TRAINING_TEXT = (
+    "Every row at its first seed. Above: the fine view's mean area and its IoU with the bird's box on the validation "
+    "part. Below: the norm of the gradient that reaches an example's attention maps through the classes and through "
+    "the box (fine stages alone have both; the box's is 0 where it is detached)."
+)
 
 
 def _plot(known: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -335,4 +368,30 @@ def _plot(known: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axis.set_axisbelow(True)
     axis.set_xlabel("top-1, % of the CUB-50 test part (first 50 classes of CUB-200-2011); in brackets: seeds")
     figure.legend(loc="outside upper right", ncols=len(VIEWS), frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _plot_training(known: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Box and gradients over the steps, a line per row."""
+    panels = (
+        ("validation", "box/mean_area", "fine view's area, share of the image", "linear"),
+        ("validation", "box/mean_iou", "IoU with the bird's box", "linear"),
+        ("train", "gradient/attention_by_class", "gradient at the maps, by class", "log"),
+        ("train", "gradient/attention_by_box", "gradient at the maps, by box", "log"),
+    )
+    figure = Figure(figsize=(9, 6.5), layout="constrained", facecolor="white")
+    for axis, (part, name, label, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for i, (row, (record, *_)) in enumerate(known.items()):
+            entries = [entry for entry in record["history"][part] if entry.get(name, 0.0) > 0.0]
+            if entries:
+                style = "-" if i < 10 else "--"
+                steps, values = zip(*((entry["step"], entry[name]) for entry in entries), strict=True)
+                axis.plot(steps, values, style, marker=".", color=f"C{i % 10}", lw=1.2, label=row)
+        axis.set(xlabel="step", ylabel=label, yscale=scale)
+        axis.grid(color="#dddddd")
+        axis.set_axisbelow(True)
+    handles = {
+        label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)

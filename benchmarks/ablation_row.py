@@ -1,5 +1,6 @@
 """One row of the ablation: trained by the project's own loop, its last checkpoint measured under several regions."""
 
+import json
 import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,8 +14,8 @@ import numpy as np
 
 from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.evaluate import metric_sums
-from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
-from c2f_jax.models.two_looks import attention_over_image, central_boxes, log_probabilities
+from c2f_jax.evaluation.localization import attention_sums, best_ious, max_box_accuracy
+from c2f_jax.models.two_looks import attention_over_image, central_boxes, log_probabilities, two_looks
 from c2f_jax.training.build import Run, build
 from c2f_jax.training.checkpoint import open_finished
 from c2f_jax.training.loop import environment, train_and_evaluate
@@ -25,6 +26,14 @@ from c2f_jax.training.steps import predict
 VIEWS = {"coarse": 1, "fine": 2, "wsdan": 3}  # forward and backward, per image, in a step of the stage
 CENTRAL_SIDES = tuple(i / 10 for i in range(4, 11))  # of the coarse view
 MAP_SIZE = 128  # cells a side of the mean attention over the image, for MaxBoxAccV2
+
+
+FOLLOWED = (
+    *(f"{view}/top_1_accuracy" for view in ("coarse", "fine", "fused")),
+    *(f"gradient/attention_by_{way}" for way in ("class", "box")),
+    *(f"box/{name}" for name in ("mean_area", "mean_iou", "parts_inside")),
+    "attention/overlap",
+)  # over training
 
 
 class Part(NamedTuple):
@@ -52,9 +61,10 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
 
     Returns:
         What is known of the run, for a JSON line. `regions` holds for "own" (the model's box; none looks twice for the
-        baseline) and "central" (the best fixed box of the coarse view) the test metrics and, as `right`, whether each
+        baseline), "central" (the best fixed box of the coarse view) and "object" (the annotated box, where there are
+        such; else None) the test metrics and, as `right`, whether each
         image's likeliest class was the true one by each view, in test order, eight to a byte, first bit highest, in
-        hexadecimal.
+        hexadecimal. `history` is that of `history`, `overlap_at_start` that of `overlap_at_start`.
 
     Raises:
         ValueError: without a validation part.
@@ -73,6 +83,10 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
     side, chosen_by = choose_side(run, central)
     validation, test = (measure(run.evaluation_batches(part), own) for part in (run.splits.validation, run.splits.test))
     fixed = measure(run.evaluation_batches(run.splits.test), partial(central, side))
+    known = None
+    if "box" in run.splits.test[0]:
+        at_object = partial(jax.jit(partial(look_at_object, run.task)), params, batch_stats)
+        known = measure(run.evaluation_batches(run.splits.test), at_object)
     boxes = None
     if validation.ious is not None and test.ious is not None:
         boxes = max_box_accuracy(validation.ious, test.ious)._asdict()
@@ -91,6 +105,8 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         "train_views": sum(stage.steps * VIEWS[stage.name] for stage in run.stages) * per_step,
         "parameters": results["parameters"],
         "kappa": None if mapping is None else float(jax.nn.softplus(mapping["kappa"])),
+        "overlap_at_start": overlap_at_start(run),
+        "history": history(workdir),
         "max_box_accuracy": boxes,
         "validation": validation.metrics,
         "regions": {
@@ -101,7 +117,50 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
                 "metrics": fixed.metrics,
                 "right": pack(fixed.right),
             },
+            "object": None if known is None else {"metrics": known.metrics, "right": pack(known.right)},
         },
+    }
+
+
+def overlap_at_start(run: Run) -> float | None:
+    """`attention/overlap` on the validation part before the first step, by each batch's own statistics; None without
+    attention maps. With running statistics the maps would be those of another scale than in training's first step."""
+    if run.config.method == "baseline":
+        return None
+    state, task = run.create_state(), run.task
+
+    @jax.jit
+    def sums_of(batch: dict[str, jax.Array]) -> Sums:
+        looks = two_looks(
+            task.network,
+            state.params,
+            state.batch_stats,
+            batch["image"],
+            central_boxes(task.test_side * task.unit_sides(batch)),
+            region=None,
+            view_size=task.view_size,
+            prepare=task.normalise,
+            train=True,
+        )
+        return attention_sums(looks["coarse"], batch)
+
+    total: Sums | None = None
+    for batch in run.evaluation_batches(run.splits.validation):
+        total = merge(total, sums_of(batch))
+    return finalise(total or {})["attention/overlap"]
+
+
+def history(workdir: Path) -> dict[str, list[dict[str, float]]]:
+    """From the run's log: by evaluation of the validation part the metrics of `FOLLOWED`, by logged training step the
+    gradients' norms and the accuracies; each entry with its step."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        part: [
+            {name: value for name, value in line.items() if name == "step" or name in FOLLOWED}
+            for line in lines
+            if line["split"] == part
+        ]
+        for part in ("train", "validation")
     }
 
 
@@ -130,6 +189,17 @@ def look_at_centre(
         batch_stats,
         batch,
     )
+    return sums, {name: values for name, values in examples.items() if name != "attention"}
+
+
+def look_at_object(
+    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
+) -> tuple[Sums, dict[str, jax.Array]]:
+    """`look` with a second look at the object's known box: what a perfect localisation would give this network."""
+    low, extent = jnp.split(central_boxes(task.test_side * task.unit_sides(batch)), 2, axis=-1)
+    extent = jnp.tile(extent - low, 2)
+    inside = (batch["box"] - jnp.tile(low, 2)) / extent  # in the coordinates of the coarse view
+    sums, examples = look(replace(task, test_region=lambda out: inside), params, batch_stats, batch)
     return sums, {name: values for name, values in examples.items() if name != "attention"}
 
 
@@ -177,6 +247,6 @@ def source_state(root: Path) -> dict[str, Any]:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    written = (":(exclude)benchmarks/results", ":(exclude)docs/results.md", ":(exclude)docs/results.png")
+    written = (":(exclude)benchmarks/results", ":(exclude)docs/results*")
     changes = git("status", "--porcelain", "--", ".", *written)
     return {"commit": git("rev-parse", "HEAD"), "clean": None if changes is None else not changes}

@@ -4,6 +4,7 @@ import argparse
 import ast
 import difflib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +59,8 @@ def run(command: Command) -> None:
 
     if command.multiprocess:
         jax.distributed.initialize()
-    # The second start of a run need not compile again, which takes half a minute.
-    if command.config.compilation_cache:
+    # The second start of a run need not compile again, which takes half a minute. JAX's own variable goes first.
+    if command.config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path(command.config.compilation_cache).expanduser()))
     if command.mode == "predict":
         from c2f_jax.inference.predict import model_of_run

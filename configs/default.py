@@ -89,7 +89,8 @@ def get_config() -> ml_collections.ConfigDict:
     train.log_every_steps = 50
     train.checkpoint_every_steps = 500
 
-    config.compilation_cache = "~/.cache/c2f_jax/compiled"  # compiled programs, for the next start; empty: none
+    # Compiled programs, for the next start; empty: none. The variable JAX_COMPILATION_CACHE_DIR goes first.
+    config.compilation_cache = "~/.cache/c2f_jax/compiled"
 
     config.parallel = parallel = ml_collections.ConfigDict()
     parallel.backend = "jit"  # or pmap

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def launch(*arguments, **environment):
-    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | environment
+    ours = ("GLIBC_TUNABLES", "JAX_COMPILATION_CACHE_DIR")
+    env = {name: value for name, value in os.environ.items() if name not in ours} | environment
     return subprocess.run(
         [sys.executable, "launch.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600
     )

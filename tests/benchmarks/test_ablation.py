@@ -44,9 +44,13 @@ def line(name, seed, *, coarse, fused=None, overrides=None):
         **{"train_images": 80, "test_images": IMAGES, "view_size": 128, "epochs": 12.0, "steps": 100},
         **{"train_seconds": 600.0, "seconds": 700.0, "train_views": 20.0, "parameters": 3_000_000},
         "kappa": None if fused is None else 2.0,
-        "max_box_accuracy": None,
+        **{"max_box_accuracy": None, "overlap_at_start": None if fused is None else 0.75},
+        "history": {
+            "train": [{"step": step, "gradient/attention_by_class": 0.5 * step} for step in (10, 20)],
+            "validation": [{"step": step, "box/mean_area": 0.4, "box/mean_iou": 0.5} for step in (10, 20)],
+        },
         "validation": {},
-        "regions": {"own": region(looks), "central": {"side": 0.7, **region(twice)}},
+        "regions": {"own": region(looks), "central": {"side": 0.7, **region(twice)}, "object": None},
     }
 
 
@@ -100,12 +104,16 @@ def test_the_report(tmp_path):
     write_report(read_records(results), ["two", "one", "three"], [contrast], tmp_path)
     page = (tmp_path / "results.md").read_text()
     assert "first 50 classes of CUB-200-2011" in page and "two 3, one 1" in page and "not run yet: three" in page
-    assert "| `two` | 3 | 42.9 ± 0.0 | 57.1 ± 0.0 | 61.9 ± 4.8 | 42.9 ± 0.0 | 0.7, 0.7, 0.7 |" in page
-    assert "| `one` | 1 | 33.3 | – | – | 33.3 | 0.7 |" in page
+    assert "| `two` | 3 | 42.9 ± 0.0 | 57.1 ± 0.0 | 61.9 ± 4.8 | 42.9 ± 0.0 | 0.7, 0.7, 0.7 | – |" in page
+    assert "| `one` | 1 | 33.3 | – | – | 33.3 | 0.7 | – |" in page
+    # Coarse: 9 of 21 right; fine: the others; fused: 12 to 14.
+    assert "| `two` | 3 | 19.0 ± 4.8 | 0.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 |" in page
+    assert "| `one` | 1 | – | – | – | – |" in page
     assert "| two against one | `two` fused | `one` coarse | +23.8 |" in page and "no claim: 1 of 5 seeds" in page
     assert "`--config.method=baseline` | 0 | 0123456789 |" in page
-    with Image.open(tmp_path / "results.png") as plot:
-        assert min(plot.size) > 100
+    for name in ("results.png", "results_training.png"):
+        with Image.open(tmp_path / name) as plot:
+            assert min(plot.size) > 100
     again = page
     write_report(read_records(results), ["two", "one", "three"], [contrast], tmp_path)
     assert (tmp_path / "results.md").read_text() == again
@@ -180,6 +188,13 @@ def test_a_finished_run_is_measured(finished, tmp_path):
     assert own["right"]["coarse"] == central["right"]["coarse"]
     sides = central["validation_by_side"]
     assert len(sides) == 7 and sides[str(central["side"])] == max(sides.values())
+    assert 0.0 < got["overlap_at_start"] <= 1.0
+    validation = got["history"]["validation"]
+    assert [entry["step"] for entry in validation] == [5, 10, 15, 20] and 0 < validation[-1]["box/mean_iou"] < 1
+    assert [entry["step"] for entry in got["history"]["train"]][-1] == 20
+    # The birds' own boxes: seen by the second look, they are as large as drawn, and overlap with themselves entirely.
+    assert got["regions"]["object"]["metrics"]["box/mean_iou"] == pytest.approx(1.0, abs=1e-5)
+    assert got["regions"]["object"]["metrics"]["box/parts_inside"] > 0.9
     # A central box of side s in the coarse view, which is the whole image here.
     assert central["metrics"]["box/mean_area"] == pytest.approx(central["side"] ** 2, abs=1e-5)
     assert 0.0 <= got["max_box_accuracy"]["value"] <= 1.0
