@@ -28,6 +28,8 @@ DOCS = ROOT / "docs"
 
 CONTRASTED = (0, 1, 2, 3, 4)  # seeds that a claimed contrast needs
 
+_ONE_LOOK: dict[str, Any] = {"method": "attention", "stages.coarse_epochs": 12.0}
+
 
 class Row(NamedTuple):
     """A run per seed: `configs/cub50_lite0.py` with `overrides`."""
@@ -40,15 +42,27 @@ class Row(NamedTuple):
 # The most important first. What is not said is the config's: coarse2fine, box_gradient none, 4 + 8 epochs, 16 maps.
 GRID = [
     Row("coarse2fine_none", {}, CONTRASTED),
-    Row("attention", {"method": "attention", "stages.coarse_epochs": 12.0}, CONTRASTED),
+    Row("attention", _ONE_LOOK, CONTRASTED),
     Row("random_box", {"method": "random_box"}, CONTRASTED),
     # About twice the work per view of 128 px: what the second look costs, spent on the first.
-    Row("attention_wide", {"method": "attention", "stages.coarse_epochs": 12.0, "model.view_size": 176}, CONTRASTED),
+    Row("attention_wide", {**_ONE_LOOK, "model.view_size": 176}, CONTRASTED),
     Row("wsdan", {"method": "wsdan", "stages.coarse_epochs": 12.0}, CONTRASTED),
     Row("coarse2fine_mapping", {"region.box_gradient": "mapping"}, CONTRASTED),
     Row("coarse2fine_all", {"region.box_gradient": "all"}, CONTRASTED),
+    # Views of one scale, as WS-DAN has them: how much of a second look's training is scale augmentation.
+    *(
+        Row(f"{name}_0875", {**overrides, "augment.min_side": 0.875, "augment.max_side": 0.875}, CONTRASTED)
+        for name, overrides in (("attention", _ONE_LOOK), ("coarse2fine", {}))
+    ),
+    # Views a quarter as long as the photos, as 448 px are to a camera's: more detail for a second look to add.
+    Row("coarse2fine_64", {"model.view_size": 64}, CONTRASTED),
+    Row("attention_64", {**_ONE_LOOK, "model.view_size": 64}, CONTRASTED),
+    Row("random_box_64", {"method": "random_box", "model.view_size": 64}, CONTRASTED),
+    Row("attention_96", {**_ONE_LOOK, "model.view_size": 96}, CONTRASTED),  # a little more work than two of 64 px
     # Equal seconds: about as many views as the 4 + 2 x 8 of two looks.
-    Row("attention_24", {"method": "attention", "stages.coarse_epochs": 24.0}),
+    Row("attention_24", {**_ONE_LOOK, "stages.coarse_epochs": 24.0}),
+    # Twice the schedule, for which one look may no longer be enough to learn from.
+    Row("coarse2fine_24", {"stages.coarse_epochs": 8.0, "stages.fine_epochs": 16.0}),
     *(
         Row(
             name,
@@ -82,6 +96,17 @@ CONTRASTS = [
     Contrast("(c) one look at a wide view, about the same work", _OURS, Shown("attention_wide", "own", "coarse")),
     Contrast("(d) two looks trained at random boxes", _OURS, Shown("random_box", "own", "fused")),
     Contrast("WS-DAN's three views", _OURS, Shown("wsdan", "own", "fused")),
+    Contrast(
+        "views of one scale: two looks trained, or one",
+        Shown("coarse2fine_0875", "own", "fused"),
+        Shown("attention_0875", "own", "fused"),
+    ),
+    Contrast(
+        "views of 64 px: two looks trained, or one",
+        Shown("coarse2fine_64", "own", "fused"),
+        Shown("attention_64", "own", "fused"),
+    ),
+    Contrast("a perfect second box in tests", Shown("coarse2fine_none", "object", "fused"), _OURS),
     Contrast("box gradient mapping, against none", Shown("coarse2fine_mapping", "own", "fused"), _OURS),
     Contrast("box gradient all, against none", Shown("coarse2fine_all", "own", "fused"), _OURS),
 ]
