@@ -1,0 +1,135 @@
+"""How far does the gradient through the second look's box see? One JSON line per way of moving the box, and step.
+
+python -m benchmarks.box_gradient WORKDIR                        # a finished run with attention
+python -m benchmarks.box_gradient WORKDIR --part validation --images 128 --blur 4    # the blurred gradient
+
+Each image's second view is moved along y and x, and widened, and its loss (cross entropy of the true class, running
+statistics) is followed. For a step of `pixels` of the view to either side:
+
+* `correlation` over images between what the gradient promises for the step and what the loss does (half the difference
+  between both sides), and `same_sign`, the share of images whose loss goes where the gradient says;
+* `promised` and `found`: the root mean square of both, in nats;
+* `mean` and `deviation` of the gradient over images, in nats per pixel, and `batch`: how many images' gradients it
+  takes for their mean to be twice its standard error.
+
+A gradient that sees far has a correlation near 1 at steps as long as a box should be moved.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from c2f_jax.models.two_looks import look
+from c2f_jax.training.build import Run, build
+from c2f_jax.training.checkpoint import open_finished
+from c2f_jax.training.losses import Task
+from c2f_jax.training.steps import predict
+from c2f_jax.training.workdir import read_config
+
+# One pixel's change of a box with sides 1, by way of moving it.
+WAYS = {"y": (1, 0, 1, 0), "x": (0, 1, 0, 1), "wider": (-0.5, -0.5, 0.5, 0.5)}
+PIXELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+def moved(boxes: jax.Array, way: Sequence[float], pixels: jax.Array | float, view_size: int) -> jax.Array:
+    """boxes [B, 4], moved in `way` by `pixels` (one for all, or [B, 1]) of a view that is `view_size` of them wide."""
+    sides = jnp.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    return boxes + jnp.asarray(way, boxes.dtype) * sides * (pixels / view_size)
+
+
+def losses(task: Task, params: Any, stats: Any, batch: dict[str, jax.Array], boxes: jax.Array) -> jax.Array:
+    """Cross entropy [B] of the fine view at `boxes`."""
+    seen = look(
+        task.network,
+        params,
+        stats,
+        batch["image"],
+        boxes,
+        view_size=task.view_size,
+        prepare=task.normalise,
+        train=False,
+        gradient_blur=task.gradient_blur,
+    )
+    return -jnp.take_along_axis(jax.nn.log_softmax(seen.logits), batch["label"][:, None], axis=-1)[:, 0]
+
+
+def follow(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """For each of `WAYS`: "<way>" the slopes in nats per pixel [B], and "<way>/found" half differences [B, PIXELS]."""
+    boxes = predict(task, params, batch_stats, batch)["fine"].box
+    result = {}
+    for name, way in WAYS.items():
+
+        def loss(pixels: jax.Array, way: Sequence[float] = way) -> jax.Array:
+            return losses(task, params, batch_stats["fine"], batch, moved(boxes, way, pixels, task.view_size))
+
+        # Each image's loss depends on its own box alone, so the sum's gradient is every image's own.
+        at_rest = jnp.zeros((len(boxes), 1))
+        result[name] = jax.grad(lambda pixels, loss=loss: jnp.sum(loss(pixels)))(at_rest)[:, 0]
+        both = jax.lax.map(loss, jnp.asarray([sign * step for sign in (1, -1) for step in PIXELS]))
+        ahead, behind = jnp.split(both, 2)
+        result[f"{name}/found"] = jnp.stack((ahead - behind) / 2, axis=-1)
+    return result
+
+
+def horizon(slopes: np.ndarray, found: np.ndarray, pixels: float) -> dict[str, float]:
+    """What the module says, for one step. slopes: nats per pixel [N]; found: half differences in nats [N]."""
+    promised = slopes * pixels
+    spread = float(np.std(slopes, ddof=1))
+    return {
+        "correlation": float(np.corrcoef(promised, found)[0, 1]),
+        "same_sign": float(np.mean(np.sign(promised) == np.sign(found))),
+        "promised": float(np.sqrt(np.mean(promised**2))),
+        "found": float(np.sqrt(np.mean(found**2))),
+        "mean": float(np.mean(slopes)),
+        "deviation": spread,
+        "batch": float(4 * spread**2 / max(np.mean(slopes) ** 2, 1e-30)),
+    }
+
+
+def measure(run: Run, workdir: Path, part: str, images: int) -> Iterator[dict[str, Any]]:
+    """The lines for the first `images` of a part of the data, at the run's last checkpoint."""
+    checkpoints, step = open_finished(workdir)
+    params, batch_stats = checkpoints.restore_model(step, run.abstract_state(step))
+    checkpoints.close()
+    compiled = jax.jit(lambda *state_and_batch: follow(run.task, *state_and_batch))
+    found: dict[str, list[np.ndarray]] = {}
+    counted = 0
+    for batch in run.evaluation_batches(getattr(run.splits, part)):
+        valid = np.asarray(batch["mask"]) > 0
+        for name, values in compiled(params, batch_stats, batch).items():
+            found.setdefault(name, []).append(np.asarray(values)[valid])
+        counted += int(valid.sum())
+        if counted >= images:
+            break
+    joined = {name: np.concatenate(values)[:images] for name, values in found.items()}
+    for way in WAYS:
+        for i, pixels in enumerate(PIXELS):
+            line = horizon(joined[way], joined[f"{way}/found"][:, i], pixels)
+            yield {"way": way, "pixels": pixels, **{name: round(value, 5) for name, value in line.items()}}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--part", choices=("train", "validation", "test"), default="train", help="train: what teaches")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--blur", type=float, default=0.0, help="region.gradient_blur, in pixels of the view")
+    options = parser.parse_args()
+    config = read_config(options.workdir)
+    config.region.gradient_blur = options.blur
+    run = build(config)
+    about = {"method": config.method, "view_size": config.model.view_size, "part": options.part, "seed": config.seed}
+    about["blur"] = options.blur
+    for line in measure(run, options.workdir, options.part, options.images):
+        print(json.dumps({**about, "images": options.images, **line}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

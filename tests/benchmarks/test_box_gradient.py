@@ -1,0 +1,40 @@
+"""How far the box's gradient sees: by hand, and on a tiny run, where a short enough step must go as promised."""
+
+import numpy as np
+import pytest
+
+from benchmarks import box_gradient
+from c2f_jax.training.build import build
+from tests.tiny import tiny_config
+
+
+def test_boxes_are_moved_by_pixels_of_their_view():
+    # A view of 10 px: a pixel is a tenth of the box's sides. The second box is mirrored.
+    boxes = np.array([[0.2, 0.4, 0.6, 0.8], [0.2, 0.8, 0.6, 0.4]], np.float32)
+    moved = {name: box_gradient.moved(boxes, way, 2.0, 10) for name, way in box_gradient.WAYS.items()}
+    np.testing.assert_allclose(moved["y"], [[0.28, 0.4, 0.68, 0.8], [0.28, 0.8, 0.68, 0.4]], atol=1e-6)
+    np.testing.assert_allclose(moved["x"], [[0.2, 0.48, 0.6, 0.88], [0.2, 0.72, 0.6, 0.32]], atol=1e-6)
+    np.testing.assert_allclose(moved["wider"], [[0.16, 0.36, 0.64, 0.84], [0.16, 0.84, 0.64, 0.36]], atol=1e-6)
+
+
+def test_promises_and_findings_by_hand():
+    slopes, found = np.array([1.0, -1.0, 3.0, 1.0]), np.array([2.0, -2.0, 6.0, -2.0])
+    got = box_gradient.horizon(slopes, found, 2.0)
+    assert got["same_sign"] == 0.75
+    assert got["promised"] == pytest.approx(np.sqrt((4 + 4 + 36 + 4) / 4))
+    assert got["found"] == pytest.approx(np.sqrt((4 + 4 + 36 + 4) / 4))
+    assert (got["mean"], got["deviation"]) == (1.0, pytest.approx(np.sqrt(8 / 3)))
+    # 4 (8/3) / 1 images: then 1 is twice sqrt(8/3) / sqrt(images).
+    assert got["batch"] == pytest.approx(32 / 3)
+    assert got["correlation"] == pytest.approx(np.corrcoef(slopes, found)[0, 1])
+    assert box_gradient.horizon(slopes, 2 * slopes, 2.0)["correlation"] == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_a_short_step_goes_as_promised(finished, monkeypatch):
+    monkeypatch.setattr(box_gradient, "PIXELS", (0.01,))
+    workdir, _ = finished
+    lines = list(box_gradient.measure(build(tiny_config()), workdir, "test", 16))
+    assert [line["way"] for line in lines] == list(box_gradient.WAYS)
+    for line in lines:
+        assert line["correlation"] > 0.95 and line["promised"] == pytest.approx(line["found"], rel=0.2), line
