@@ -255,7 +255,7 @@ TABLES: list[tuple[str, str, list[str], Cells]] = [
         "Cost",
         "Views: forward and backward in training, per training image over all epochs; forward in a test by the last "
         "view of the accuracy table. A second test view is test-time work, not augmentation: nothing else is averaged. "
-        "Seconds: wall clock of the training steps.",
+        "Seconds: wall clock of the training steps, on a machine that did other work beside some of the runs.",
         ["view", "epochs", "steps", "training views", "test views", "training seconds", "million parameters"],
         _cost,
     ),

@@ -1,13 +1,14 @@
-"""How far does the gradient through the second look's box see? One JSON line per way of moving the box, and step.
+"""How far does the gradient through the second look's box see? A JSON line per way of moving the box, blur and step.
 
 python -m benchmarks.box_gradient WORKDIR                        # a finished run with attention
-python -m benchmarks.box_gradient WORKDIR --part validation --images 128 --blur 4    # the blurred gradient
+python -m benchmarks.box_gradient WORKDIR --part validation --images 128 --blurs 0 1 2 4 8    # and blurred ones
 
 Each image's second view is moved along y and x, and widened, and its loss (cross entropy of the true class, running
 statistics) is followed. For a step of `pixels` of the view to either side:
 
-* `correlation` over images between what the gradient promises for the step and what the loss does (half the difference
-  between both sides), and `same_sign`, the share of images whose loss goes where the gradient says;
+* `correlation` over images between what the gradient (blurred by `blur`, see `region.gradient_blur`) promises for the
+  step and what the loss does (half the difference between both sides), and `same_sign`, the share of images whose loss
+  goes where the gradient says;
 * `promised` and `found`: the root mean square of both, in nats;
 * `mean` and `deviation` of the gradient over images, in nats per pixel, and `batch`: how many images' gradients it
   takes for their mean to be twice its standard error.
@@ -18,6 +19,7 @@ A gradient that sees far has a correlation near 1 at steps as long as a box shou
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,9 @@ def moved(boxes: jax.Array, way: Sequence[float], pixels: jax.Array | float, vie
     return boxes + jnp.asarray(way, boxes.dtype) * sides * (pixels / view_size)
 
 
-def losses(task: Task, params: Any, stats: Any, batch: dict[str, jax.Array], boxes: jax.Array) -> jax.Array:
+def losses(
+    task: Task, params: Any, stats: Any, batch: dict[str, jax.Array], boxes: jax.Array, *, blur: float = 0.0
+) -> jax.Array:
     """Cross entropy [B] of the fine view at `boxes`."""
     seen = look(
         task.network,
@@ -54,27 +58,33 @@ def losses(task: Task, params: Any, stats: Any, batch: dict[str, jax.Array], box
         view_size=task.view_size,
         prepare=task.normalise,
         train=False,
-        gradient_blur=task.gradient_blur,
+        gradient_blur=blur,
     )
     return -jnp.take_along_axis(jax.nn.log_softmax(seen.logits), batch["label"][:, None], axis=-1)[:, 0]
 
 
-def follow(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """For each of `WAYS`: "<way>" the slopes in nats per pixel [B], and "<way>/found" half differences [B, PIXELS]."""
+def follow(
+    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array], *, blurs: Sequence[float]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """By `WAYS`: slopes in nats per pixel [B, blurs], and half differences of the loss in nats [B, PIXELS]."""
     boxes = predict(task, params, batch_stats, batch)["fine"].box
-    result = {}
+
+    def loss(boxes: jax.Array, blur: float = 0.0) -> jax.Array:
+        return losses(task, params, batch_stats["fine"], batch, boxes, blur=blur)
+
+    # Each image's loss depends on its own box alone, so the sum's gradient is every image's own.
+    gradients = [jax.grad(lambda boxes, blur=blur: jnp.sum(loss(boxes, blur)))(boxes) for blur in blurs]
+    slopes, found = {}, {}
     for name, way in WAYS.items():
-
-        def loss(pixels: jax.Array, way: Sequence[float] = way) -> jax.Array:
-            return losses(task, params, batch_stats["fine"], batch, moved(boxes, way, pixels, task.view_size))
-
-        # Each image's loss depends on its own box alone, so the sum's gradient is every image's own.
-        at_rest = jnp.zeros((len(boxes), 1))
-        result[name] = jax.grad(lambda pixels, loss=loss: jnp.sum(loss(pixels)))(at_rest)[:, 0]
-        both = jax.lax.map(loss, jnp.asarray([sign * step for sign in (1, -1) for step in PIXELS]))
+        a_pixel = moved(boxes, way, 1.0, task.view_size) - boxes
+        slopes[name] = jnp.stack([jnp.sum(gradient * a_pixel, axis=-1) for gradient in gradients], axis=-1)
+        both = jax.lax.map(
+            lambda pixels, way=way: loss(moved(boxes, way, pixels, task.view_size)),
+            jnp.asarray([sign * step for sign in (1, -1) for step in PIXELS]),
+        )
         ahead, behind = jnp.split(both, 2)
-        result[f"{name}/found"] = jnp.stack((ahead - behind) / 2, axis=-1)
-    return result
+        found[name] = (ahead - behind).T / 2
+    return slopes, found
 
 
 def horizon(slopes: np.ndarray, found: np.ndarray, pixels: float) -> dict[str, float]:
@@ -92,26 +102,28 @@ def horizon(slopes: np.ndarray, found: np.ndarray, pixels: float) -> dict[str, f
     }
 
 
-def measure(run: Run, workdir: Path, part: str, images: int) -> Iterator[dict[str, Any]]:
+def measure(run: Run, workdir: Path, part: str, images: int, blurs: Sequence[float]) -> Iterator[dict[str, Any]]:
     """The lines for the first `images` of a part of the data, at the run's last checkpoint."""
     checkpoints, step = open_finished(workdir)
     params, batch_stats = checkpoints.restore_model(step, run.abstract_state(step))
     checkpoints.close()
-    compiled = jax.jit(lambda *state_and_batch: follow(run.task, *state_and_batch))
-    found: dict[str, list[np.ndarray]] = {}
+    compiled = jax.jit(partial(follow, run.task, blurs=blurs))
+    parts: list[Any] = []
     counted = 0
     for batch in run.evaluation_batches(getattr(run.splits, part)):
         valid = np.asarray(batch["mask"]) > 0
-        for name, values in compiled(params, batch_stats, batch).items():
-            found.setdefault(name, []).append(np.asarray(values)[valid])
+        results = compiled(params, batch_stats, batch)
+        parts.append(jax.tree.map(lambda values, valid=valid: np.asarray(values)[valid], results))
         counted += int(valid.sum())
         if counted >= images:
             break
-    joined = {name: np.concatenate(values)[:images] for name, values in found.items()}
+    slopes, found = jax.tree.map(lambda *values: np.concatenate(values)[:images], *parts)
     for way in WAYS:
-        for i, pixels in enumerate(PIXELS):
-            line = horizon(joined[way], joined[f"{way}/found"][:, i], pixels)
-            yield {"way": way, "pixels": pixels, **{name: round(value, 5) for name, value in line.items()}}
+        for i, blur in enumerate(blurs):
+            for j, pixels in enumerate(PIXELS):
+                line = horizon(slopes[way][:, i], found[way][:, j], pixels)
+                rounded = {name: round(value, 5) for name, value in line.items()}
+                yield {"way": way, "blur": blur, "pixels": pixels, "images": len(found[way]), **rounded}
 
 
 def main() -> None:
@@ -120,15 +132,15 @@ def main() -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--part", choices=("train", "validation", "test"), default="train", help="train: what teaches")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--blur", type=float, default=0.0, help="region.gradient_blur, in pixels of the view")
+    parser.add_argument(
+        "--blurs", type=float, nargs="+", default=[0.0], help="region.gradient_blur, pixels of the view"
+    )
     options = parser.parse_args()
     config = read_config(options.workdir)
-    config.region.gradient_blur = options.blur
     run = build(config)
     about = {"method": config.method, "view_size": config.model.view_size, "part": options.part, "seed": config.seed}
-    about["blur"] = options.blur
-    for line in measure(run, options.workdir, options.part, options.images):
-        print(json.dumps({**about, "images": options.images, **line}), flush=True)
+    for line in measure(run, options.workdir, options.part, options.images, options.blurs):
+        print(json.dumps({**about, **line}), flush=True)
 
 
 if __name__ == "__main__":

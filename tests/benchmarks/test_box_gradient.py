@@ -34,7 +34,7 @@ def test_promises_and_findings_by_hand():
 def test_a_short_step_goes_as_promised(finished, monkeypatch):
     monkeypatch.setattr(box_gradient, "PIXELS", (0.01,))
     workdir, _ = finished
-    lines = list(box_gradient.measure(build(tiny_config()), workdir, "test", 16))
-    assert [line["way"] for line in lines] == list(box_gradient.WAYS)
-    for line in lines:
+    lines = list(box_gradient.measure(build(tiny_config()), workdir, "test", 16, [0.0, 2.0]))
+    assert [(line["way"], line["blur"]) for line in lines] == [(w, b) for w in box_gradient.WAYS for b in (0.0, 2.0)]
+    for line in lines[::2]:
         assert line["correlation"] > 0.95 and line["promised"] == pytest.approx(line["found"], rel=0.2), line
