@@ -387,6 +387,10 @@ def _plot_training(known: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 style = "-" if i < 10 else "--"
                 steps, values = zip(*((entry["step"], entry[name]) for entry in entries), strict=True)
                 axis.plot(steps, values, style, marker=".", color=f"C{i % 10}", lw=1.2, label=row)
+        if not axis.lines:
+            axis.text(0.5, 0.5, "0 in every row", ha="center", transform=axis.transAxes)
+            axis.set(xticks=[], yticks=[], ylabel=label)
+            continue
         axis.set(xlabel="step", ylabel=label, yscale=scale)
         axis.grid(color="#dddddd")
         axis.set_axisbelow(True)
