@@ -65,6 +65,12 @@ GRID = [
     Row("coarse2fine_64", {"model.view_size": 64, "region.kappa": 1.6}, CONTRASTED),
     Row("attention_64", {**_ONE_LOOK, "model.view_size": 64, "region.kappa": 1.6}, CONTRASTED),
     Row("random_box_64", {"method": "random_box", "model.view_size": 64, "region.kappa": 1.6}, CONTRASTED),
+    # As many training views as 4 + 2 x 8 epochs of two looks.
+    Row(
+        "attention_64_20",
+        {**_ONE_LOOK, "stages.coarse_epochs": 20.0, "model.view_size": 64, "region.kappa": 1.6},
+        CONTRASTED,
+    ),
     Row("attention_96", {**_ONE_LOOK, "model.view_size": 96}, CONTRASTED),  # a little more work than two of 64 px
     # Equal seconds: about as many views as the 4 + 2 x 8 of two looks.
     Row("attention_24", {**_ONE_LOOK, "stages.coarse_epochs": 24.0}),
@@ -112,6 +118,21 @@ CONTRASTS = [
         "views of 64 px: two looks trained, or one",
         Shown("coarse2fine_64", "own", "fused"),
         Shown("attention_64", "own", "fused"),
+    ),
+    Contrast(
+        "views of 64 px: two looks, or one for as many views",
+        Shown("coarse2fine_64", "own", "fused"),
+        Shown("attention_64_20", "own", "fused"),
+    ),
+    Contrast(
+        "views of 64 px: learned boxes, or random ones",
+        Shown("coarse2fine_64", "own", "fused"),
+        Shown("random_box_64", "own", "fused"),
+    ),
+    Contrast(
+        "two looks of 64 px, or one of 96 px",
+        Shown("coarse2fine_64", "own", "fused"),
+        Shown("attention_96", "own", "coarse"),
     ),
     Contrast("a perfect second box in tests", Shown("coarse2fine_none", "object", "fused"), _OURS),
     Contrast("box gradient mapping, against none", Shown("coarse2fine_mapping", "own", "fused"), _OURS),
