@@ -1,4 +1,4 @@
-"""docs/results.md and its plot, from the ablation's JSON lines alone."""
+"""docs/results.md and its plots, from the ablation's JSON lines alone."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -255,7 +255,7 @@ TABLES: list[tuple[str, str, list[str], Cells]] = [
         "Cost",
         "Views: forward and backward in training, per training image over all epochs; forward in a test by the last "
         "view of the accuracy table. A second test view is test-time work, not augmentation: nothing else is averaged. "
-        "Seconds: wall clock of the training steps, on a machine that did other work beside some of the runs.",
+        "Seconds: wall clock of the training steps, as long as the machine's other work makes it.",
         ["view", "epochs", "steps", "training views", "test views", "training seconds", "million parameters"],
         _cost,
     ),
@@ -269,14 +269,21 @@ TABLES: list[tuple[str, str, list[str], Cells]] = [
 ]
 
 
+TRAINING_TEXT = (
+    "Every row at its first seed. Above: the fine view's mean area and its IoU with the bird's box on the validation "
+    "part. Below: the norm of the gradient that reaches an example's attention maps through the classes and through "
+    "the box (fine stages alone have both; the box's is 0 where it is detached)."
+)
+
+
 def write_report(records: Records, names: Sequence[str], contrasts: Sequence[Contrast], folder: Path) -> None:
-    """Writes `results.md` and `results.png`.
+    """Writes `results.md`, `results.png` and `results_training.png`.
 
     Args:
         records: of `read_records`.
         names: of the rows, in the order of the tables.
         contrasts: to be tested.
-        folder: for both files.
+        folder: for the files.
     """
     known = {name: rows for name in names if (rows := of_row(records, name))}
     folder.mkdir(parents=True, exist_ok=True)
@@ -338,13 +345,6 @@ def _page(
             ["row", "n", *header], [[f"`{name}`", str(len(rows)), *cells(rows)] for name, rows in known.items()]
         )
     return [*lines, "## Over training", "", TRAINING_TEXT, "", "![Over training](results_training.png)", ""]
-
-
-TRAINING_TEXT = (
-    "Every row at its first seed. Above: the fine view's mean area and its IoU with the bird's box on the validation "
-    "part. Below: the norm of the gradient that reaches an example's attention maps through the classes and through "
-    "the box (fine stages alone have both; the box's is 0 where it is detached)."
-)
 
 
 def _plot(known: dict[str, list[dict[str, Any]]], path: Path) -> None:

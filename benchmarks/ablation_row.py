@@ -14,7 +14,7 @@ import numpy as np
 
 from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.evaluate import metric_sums
-from c2f_jax.evaluation.localization import attention_sums, best_ious, max_box_accuracy
+from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
 from c2f_jax.models.two_looks import attention_over_image, central_boxes, log_probabilities, two_looks
 from c2f_jax.training.build import Run, build
 from c2f_jax.training.checkpoint import open_finished
@@ -26,14 +26,12 @@ from c2f_jax.training.steps import predict
 VIEWS = {"coarse": 1, "fine": 2, "wsdan": 3}  # forward and backward, per image, in a step of the stage
 CENTRAL_SIDES = tuple(i / 10 for i in range(4, 11))  # of the coarse view
 MAP_SIZE = 128  # cells a side of the mean attention over the image, for MaxBoxAccV2
-
-
-FOLLOWED = (
+FOLLOWED = (  # over training
     *(f"{view}/top_1_accuracy" for view in ("coarse", "fine", "fused")),
     *(f"gradient/attention_by_{way}" for way in ("class", "box")),
     *(f"box/{name}" for name in ("mean_area", "mean_iou", "parts_inside")),
     "attention/overlap",
-)  # over training
+)
 
 
 class Part(NamedTuple):
@@ -60,11 +58,10 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         root: of the repository, whose commit is told.
 
     Returns:
-        What is known of the run, for a JSON line. `regions` holds for "own" (the model's box; none looks twice for the
-        baseline), "central" (the best fixed box of the coarse view) and "object" (the annotated box, where there are
-        such; else None) the test metrics and, as `right`, whether each
-        image's likeliest class was the true one by each view, in test order, eight to a byte, first bit highest, in
-        hexadecimal. `history` is that of `history`, `overlap_at_start` that of `overlap_at_start`.
+        What is known of the run, for a JSON line. `regions` holds the test metrics under "own" (the model's box; none
+        looks twice for the baseline), "central" (the best fixed box of the coarse view) and "object" (the annotated
+        box; None where there is none) and, as `right`, whether each image's likeliest class was the true one by each
+        view, in test order, eight to a byte, first bit highest, in hexadecimal.
 
     Raises:
         ValueError: without a validation part.
@@ -123,18 +120,18 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
 
 
 def overlap_at_start(run: Run) -> float | None:
-    """`attention/overlap` on the validation part before the first step, by each batch's own statistics; None without
-    attention maps. With running statistics the maps would be those of another scale than in training's first step."""
-    if run.config.method == "baseline":
-        return None
+    """`attention/overlap` on the validation part before the first step; None without attention maps.
+
+    Each batch is normalised by its own statistics, as in training's first step: running ones have seen no view yet.
+    """
     state, task = run.create_state(), run.task
 
     @jax.jit
-    def sums_of(batch: dict[str, jax.Array]) -> Sums:
+    def sums_of(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> Sums:
         looks = two_looks(
             task.network,
-            state.params,
-            state.batch_stats,
+            params,
+            batch_stats,
             batch["image"],
             central_boxes(task.test_side * task.unit_sides(batch)),
             region=None,
@@ -142,12 +139,12 @@ def overlap_at_start(run: Run) -> float | None:
             prepare=task.normalise,
             train=True,
         )
-        return attention_sums(looks["coarse"], batch)
+        return metric_sums(looks, batch)
 
     total: Sums | None = None
     for batch in run.evaluation_batches(run.splits.validation):
-        total = merge(total, sums_of(batch))
-    return finalise(total or {})["attention/overlap"]
+        total = merge(total, sums_of(state.params, state.batch_stats, batch))
+    return finalise(total or {}).get("attention/overlap")
 
 
 def history(workdir: Path) -> dict[str, list[dict[str, float]]]:
@@ -179,28 +176,28 @@ def look(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array])
     return metric_sums(looks, batch), examples
 
 
+def look_at(
+    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array], boxes: jax.Array
+) -> tuple[Sums, dict[str, jax.Array]]:
+    """`look` with a second look at `boxes` [B, 4], in the coarse view's coordinates; without attention."""
+    sums, examples = look(replace(task, test_region=lambda out: boxes), params, batch_stats, batch)
+    return sums, {name: values for name, values in examples.items() if name != "attention"}
+
+
 def look_at_centre(
     task: Task, params: Any, batch_stats: Any, side: jax.Array, batch: dict[str, jax.Array]
 ) -> tuple[Sums, dict[str, jax.Array]]:
-    """`look` with a second look at the middle of the coarse view, `side` of it long (an argument: compiled once)."""
-    sums, examples = look(
-        replace(task, test_region=lambda out: central_boxes(jnp.full((len(out["feature_maps"]), 2), side))),
-        params,
-        batch_stats,
-        batch,
-    )
-    return sums, {name: values for name, values in examples.items() if name != "attention"}
+    """`look_at` the middle of the coarse view, `side` of it long (an argument: compiled once)."""
+    return look_at(task, params, batch_stats, batch, central_boxes(jnp.full((len(batch["label"]), 2), side)))
 
 
 def look_at_object(
     task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
 ) -> tuple[Sums, dict[str, jax.Array]]:
-    """`look` with a second look at the object's known box: what a perfect localisation would give this network."""
-    low, extent = jnp.split(central_boxes(task.test_side * task.unit_sides(batch)), 2, axis=-1)
-    extent = jnp.tile(extent - low, 2)
-    inside = (batch["box"] - jnp.tile(low, 2)) / extent  # in the coordinates of the coarse view
-    sums, examples = look(replace(task, test_region=lambda out: inside), params, batch_stats, batch)
-    return sums, {name: values for name, values in examples.items() if name != "attention"}
+    """`look_at` the object's annotated box: what a perfect localisation would give this network."""
+    low, high = jnp.split(central_boxes(task.test_side * task.unit_sides(batch)), 2, axis=-1)
+    boxes = (batch["box"] - jnp.tile(low, 2)) / jnp.tile(high - low, 2)  # in the coordinates of the coarse view
+    return look_at(task, params, batch_stats, batch, boxes)
 
 
 def measure(batches: Iterable[dict[str, jax.Array]], step: Any) -> Part:

@@ -1,17 +1,15 @@
-"""How far does the gradient through the second look's box see? A JSON line per way of moving the box, blur and step.
+"""How far does the gradient through the second look's box see? A JSON line per way of moving the box, and step.
 
 python -m benchmarks.box_gradient WORKDIR                        # a finished run with attention
-python -m benchmarks.box_gradient WORKDIR --part validation --images 128 --blurs 0 1 2 4 8    # and blurred ones
+python -m benchmarks.box_gradient WORKDIR --part validation --images 128
 
 Each image's second view is moved along y and x, and widened, and its loss (cross entropy of the true class, running
 statistics) is followed. For a step of `pixels` of the view to either side:
 
-* `correlation` over images between what the gradient (blurred by `blur`, see `region.gradient_blur`) promises for the
-  step and what the loss does (half the difference between both sides), and `same_sign`, the share of images whose loss
-  goes where the gradient says;
+* `correlation` over images between what the gradient promises for the step and what the loss does (half the difference
+  between both sides), and `same_sign`, the share of images whose loss goes where the gradient says;
 * `promised` and `found`: the root mean square of both, in nats;
-* `mean` and `deviation` of the gradient over images, in nats per pixel, and `batch`: how many images' gradients it
-  takes for their mean to be twice its standard error.
+* `mean` and `deviation` of the gradient over images, in nats per pixel.
 
 A gradient that sees far has a correlation near 1 at steps as long as a box should be moved.
 """
@@ -26,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from c2f_jax.models.two_looks import look
 from c2f_jax.training.build import Run, build
@@ -40,46 +39,38 @@ PIXELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def moved(boxes: jax.Array, way: Sequence[float], pixels: jax.Array | float, view_size: int) -> jax.Array:
-    """boxes [B, 4], moved in `way` by `pixels` (one for all, or [B, 1]) of a view that is `view_size` of them wide."""
+    """boxes [B, 4], moved in `way` by `pixels` of a view that is `view_size` of them wide."""
     sides = jnp.tile(boxes[:, 2:] - boxes[:, :2], 2)
     return boxes + jnp.asarray(way, boxes.dtype) * sides * (pixels / view_size)
 
 
-def losses(
-    task: Task, params: Any, stats: Any, batch: dict[str, jax.Array], boxes: jax.Array, *, blur: float = 0.0
-) -> jax.Array:
-    """Cross entropy [B] of the fine view at `boxes`."""
-    seen = look(
-        task.network,
-        params,
-        stats,
-        batch["image"],
-        boxes,
-        view_size=task.view_size,
-        prepare=task.normalise,
-        train=False,
-        gradient_blur=blur,
-    )
-    return -jnp.take_along_axis(jax.nn.log_softmax(seen.logits), batch["label"][:, None], axis=-1)[:, 0]
-
-
 def follow(
-    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array], *, blurs: Sequence[float]
+    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """By `WAYS`: slopes in nats per pixel [B, blurs], and half differences of the loss in nats [B, PIXELS]."""
+    """By `WAYS`: slopes in nats per pixel [B], and half differences of the loss in nats [B, PIXELS]."""
     boxes = predict(task, params, batch_stats, batch)["fine"].box
 
-    def loss(boxes: jax.Array, blur: float = 0.0) -> jax.Array:
-        return losses(task, params, batch_stats["fine"], batch, boxes, blur=blur)
+    def losses(boxes: jax.Array) -> jax.Array:
+        seen = look(
+            task.network,
+            params,
+            batch_stats["fine"],
+            batch["image"],
+            boxes,
+            view_size=task.view_size,
+            prepare=task.normalise,
+            train=False,
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(seen.logits, batch["label"])
 
     # Each image's loss depends on its own box alone, so the sum's gradient is every image's own.
-    gradients = [jax.grad(lambda boxes, blur=blur: jnp.sum(loss(boxes, blur)))(boxes) for blur in blurs]
+    gradient = jax.grad(lambda boxes: jnp.sum(losses(boxes)))(boxes)
     slopes, found = {}, {}
     for name, way in WAYS.items():
         a_pixel = moved(boxes, way, 1.0, task.view_size) - boxes
-        slopes[name] = jnp.stack([jnp.sum(gradient * a_pixel, axis=-1) for gradient in gradients], axis=-1)
+        slopes[name] = jnp.sum(gradient * a_pixel, axis=-1)
         both = jax.lax.map(
-            lambda pixels, way=way: loss(moved(boxes, way, pixels, task.view_size)),
+            lambda pixels, way=way: losses(moved(boxes, way, pixels, task.view_size)),
             jnp.asarray([sign * step for sign in (1, -1) for step in PIXELS]),
         )
         ahead, behind = jnp.split(both, 2)
@@ -90,24 +81,22 @@ def follow(
 def horizon(slopes: np.ndarray, found: np.ndarray, pixels: float) -> dict[str, float]:
     """What the module says, for one step. slopes: nats per pixel [N]; found: half differences in nats [N]."""
     promised = slopes * pixels
-    spread = float(np.std(slopes, ddof=1))
     return {
         "correlation": float(np.corrcoef(promised, found)[0, 1]),
         "same_sign": float(np.mean(np.sign(promised) == np.sign(found))),
         "promised": float(np.sqrt(np.mean(promised**2))),
         "found": float(np.sqrt(np.mean(found**2))),
         "mean": float(np.mean(slopes)),
-        "deviation": spread,
-        "batch": float(4 * spread**2 / max(np.mean(slopes) ** 2, 1e-30)),
+        "deviation": float(np.std(slopes, ddof=1)),
     }
 
 
-def measure(run: Run, workdir: Path, part: str, images: int, blurs: Sequence[float]) -> Iterator[dict[str, Any]]:
+def measure(run: Run, workdir: Path, part: str, images: int) -> Iterator[dict[str, Any]]:
     """The lines for the first `images` of a part of the data, at the run's last checkpoint."""
     checkpoints, step = open_finished(workdir)
     params, batch_stats = checkpoints.restore_model(step, run.abstract_state(step))
     checkpoints.close()
-    compiled = jax.jit(partial(follow, run.task, blurs=blurs))
+    compiled = jax.jit(partial(follow, run.task))
     parts: list[Any] = []
     counted = 0
     for batch in run.evaluation_batches(getattr(run.splits, part)):
@@ -119,11 +108,10 @@ def measure(run: Run, workdir: Path, part: str, images: int, blurs: Sequence[flo
             break
     slopes, found = jax.tree.map(lambda *values: np.concatenate(values)[:images], *parts)
     for way in WAYS:
-        for i, blur in enumerate(blurs):
-            for j, pixels in enumerate(PIXELS):
-                line = horizon(slopes[way][:, i], found[way][:, j], pixels)
-                rounded = {name: round(value, 5) for name, value in line.items()}
-                yield {"way": way, "blur": blur, "pixels": pixels, "images": len(found[way]), **rounded}
+        for i, pixels in enumerate(PIXELS):
+            line = horizon(slopes[way], found[way][:, i], pixels)
+            rounded = {name: round(value, 5) for name, value in line.items()}
+            yield {"way": way, "pixels": pixels, "images": len(found[way]), **rounded}
 
 
 def main() -> None:
@@ -132,14 +120,11 @@ def main() -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--part", choices=("train", "validation", "test"), default="train", help="train: what teaches")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument(
-        "--blurs", type=float, nargs="+", default=[0.0], help="region.gradient_blur, pixels of the view"
-    )
     options = parser.parse_args()
     config = read_config(options.workdir)
     run = build(config)
     about = {"method": config.method, "view_size": config.model.view_size, "part": options.part, "seed": config.seed}
-    for line in measure(run, options.workdir, options.part, options.images, options.blurs):
+    for line in measure(run, options.workdir, options.part, options.images):
         print(json.dumps({**about, **line}), flush=True)
 
 

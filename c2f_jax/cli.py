@@ -52,6 +52,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def keep_compiled(folder: str) -> None:
+    """Keeps compiled programs in `folder` (empty: nowhere): a second start need not compile again for half a minute.
+
+    JAX's own variable JAX_COMPILATION_CACHE_DIR goes first.
+    """
+    import jax
+
+    if folder and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+
+
 def run(command: Command) -> None:
     """Does what a checked command line says."""
     # Imported late: --help and a misspelt flag need not wait for JAX.
@@ -59,9 +70,7 @@ def run(command: Command) -> None:
 
     if command.multiprocess:
         jax.distributed.initialize()
-    # The second start of a run need not compile again, which takes half a minute. JAX's own variable goes first.
-    if command.config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path(command.config.compilation_cache).expanduser()))
+    keep_compiled(command.config.compilation_cache)
     if command.mode == "predict":
         from c2f_jax.inference.predict import model_of_run
         from c2f_jax.inference.report import predict_folder

@@ -55,8 +55,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.region = region = ml_collections.ConfigDict()
     region.box_gradient = "all"  # through the fine view's box: none, mapping or all (C2F: a differentiable path)
     region.box_gradient_scale = 0.1  # factor on that gradient (ours)
-    # Blur of that gradient on its way from the fine view to the box, pixels of the view; 0: none (ours).
-    region.gradient_blur = 0.0
     region.min_side = 0.3  # limits of the box's sides, learned or random, fraction of the coarse view (ours)
     region.max_side = 1.0
     region.kappa = 3.0**0.5  # half sides in standard deviations at the start; sqrt(3): exact for a uniform block (ours)

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from c2f_jax import cli
@@ -129,6 +130,21 @@ def test_a_run_of_another_version(capsys, tmp_path, mode):
     assert "configs/default.py" in line and "train again" in line
     with pytest.raises(UserError, match="lacks compilation_cache, augment.test_side, parallel.backend"):
         load_model(tmp_path)
+
+
+def test_compiled_programs_are_kept_where_jax_is_told(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    cli.keep_compiled(str(tmp_path))
+    assert jax.config.jax_compilation_cache_dir == before
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    try:
+        cli.keep_compiled("")
+        assert jax.config.jax_compilation_cache_dir == before
+        cli.keep_compiled(str(tmp_path))
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_a_file_that_is_no_config(tmp_path):

@@ -28,12 +28,10 @@ from c2f_jax.kernels.boxes import (
     threshold_box,
 )
 from c2f_jax.kernels.crop import crop_and_resize
-from c2f_jax.kernels.gradients import blur_gradient, scale_gradient
 
 __all__ = [
     "area",
     "bilinear_attention_pooling",
-    "blur_gradient",
     "center_loss",
     "compose",
     "contains",
@@ -45,7 +43,6 @@ __all__ = [
     "region_distribution",
     "resize_maps",
     "sample_attention_map",
-    "scale_gradient",
     "soft_box",
     "threshold_box",
     "update_centers",

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.kernels import bilinear_attention_pooling, region_distribution, scale_gradient, soft_box
+from c2f_jax.kernels import bilinear_attention_pooling, region_distribution, soft_box
 from c2f_jax.models.conv import Conv
 from c2f_jax.models.norm import BatchNorm
 
@@ -21,6 +21,19 @@ ATTENTION_INITS = {
     "lecun_normal": nn.initializers.lecun_normal(),  # the ablation
 }
 BOX_GRADIENTS = ("none", "mapping", "all")
+
+
+@jax.custom_jvp
+def scale_gradient(x: jax.Array, scale: float) -> jax.Array:
+    """The identity whose gradient is multiplied by `scale`. x: any shape; scale: a number, not differentiated."""
+    del scale
+    return x
+
+
+@scale_gradient.defjvp
+def _scale_gradient_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    (x, scale), (x_dot, _) = primals, tangents
+    return x, x_dot * jnp.asarray(scale, x.dtype)
 
 
 class Attention(nn.Module):

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.kernels import blur_gradient, compose, crop_and_resize, resize_maps, threshold_box
+from c2f_jax.kernels import compose, crop_and_resize, resize_maps, threshold_box
 
 Region = Callable[[dict[str, jax.Array]], jax.Array]  # outputs of the coarse look -> boxes [B, 4] in its coordinates
 Prepare = Callable[[jax.Array], jax.Array]  # a view with values 0..255 -> what the network takes
@@ -74,16 +74,13 @@ def look(
     view_size: int,
     prepare: Prepare,
     train: bool,
-    gradient_blur: float = 0.0,
     **collections: Any,
 ) -> Look:
     """Crops `box` [B, 4] out of raw [B, R, R, 3] and shows it to the network.
 
     The crop is antialiased whenever a box may be larger than the view; two taps alias beyond a reduction of about 2.
-    The gradient that reaches the box is blurred first: see `blur_gradient`.
     """
-    crop = crop_and_resize(raw, box, view_size, antialias=raw.shape[-3] > view_size)
-    view = prepare(blur_gradient(crop, gradient_blur))
+    view = prepare(crop_and_resize(raw, box, view_size, antialias=raw.shape[-3] > view_size))
     logits, out, batch_stats = see(network, params, batch_stats, view, train=train, **collections)
     return Look(box, view, logits, out, batch_stats)
 
@@ -99,7 +96,6 @@ def two_looks(
     view_size: int,
     prepare: Prepare,
     train: bool,
-    gradient_blur: float = 0.0,
     **collections: Any,
 ) -> dict[str, Look]:
     """The coarse look, and the fine one where a region rule says to look again.
@@ -114,8 +110,6 @@ def two_looks(
         view_size: S.
         prepare: turns views with values 0..255 into the network's input; the same for both looks.
         train: as in the network.
-        gradient_blur: standard deviation, in pixels of the view, by which the fine view's gradient is blurred on its
-            way to the box.
         **collections: further variables of the coarse look (e.g. `perturbations`).
 
     Returns:
@@ -125,7 +119,7 @@ def two_looks(
     looks = {"coarse": look(network, params, batch_stats["coarse"], raw, coarse_box, **shown, **collections)}
     if region is not None:
         fine_box = compose(coarse_box, region(looks["coarse"].out))
-        looks["fine"] = look(network, params, batch_stats["fine"], raw, fine_box, gradient_blur=gradient_blur, **shown)
+        looks["fine"] = look(network, params, batch_stats["fine"], raw, fine_box, **shown)
     return looks
 
 

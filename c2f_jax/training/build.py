@@ -41,8 +41,6 @@ def check(config: Any) -> None:
     _check_choice("parallel.backend", config.parallel.backend, ("jit", "pmap"))
     if not 0.0 <= config.dataset.validation_fraction < 1.0:
         raise UserError(f"dataset.validation_fraction must lie in [0, 1); got {config.dataset.validation_fraction}")
-    if config.region.gradient_blur < 0.0:
-        raise UserError(f"region.gradient_blur must not be negative; got {config.region.gradient_blur}")
     if not 0.0 < config.region.min_side < config.region.max_side <= 1.0:
         raise UserError(
             "region.min_side and region.max_side must satisfy 0 < min < max <= 1; "
@@ -128,7 +126,6 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
         else None,
         center_weight=config.loss.center_weight,
         center_rate=config.loss.center_rate,
-        gradient_blur=region.gradient_blur,
         test_side=config.augment.test_side,
         test_region=test_regions[config.method],
     )

@@ -34,7 +34,6 @@ class Task:
         random_colour: (keys [B], views) -> views, or None for no colour changes.
         center_weight: lambda, on the centre loss.
         center_rate: beta, of the centres' update.
-        gradient_blur: of the fine view's gradient on its way to the box, in pixels.
         test_side: of the central coarse box in evaluation and prediction, a fraction of the largest.
         test_region: rule for the second look in evaluation and prediction; None looks once.
     """
@@ -47,7 +46,6 @@ class Task:
     random_colour: Callable[[jax.Array, jax.Array], jax.Array] | None
     center_weight: float
     center_rate: float
-    gradient_blur: float
     test_side: float
     test_region: Region | None
 
@@ -92,7 +90,6 @@ def _look_twice(
         view_size=task.view_size,
         prepare=prepare,
         train=True,
-        gradient_blur=task.gradient_blur,
         **collections,
     )
 

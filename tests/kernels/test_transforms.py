@@ -65,7 +65,6 @@ CASES = {
     "bilinear_attention_pooling": Case(
         kernels.bilinear_attention_pooling, lambda: (rows(2, 4, 3, 5), rows(2, 4, 3, 2, seed=1)), (0, 1)
     ),
-    "blur_gradient": Case(partial(kernels.blur_gradient, sigma=1.5), lambda: (rows(2, 6, 5, 3),), (0,)),
     "center_loss": Case(kernels.center_loss, lambda: (rows(5, 6), rows(3, 6, seed=1), labels()), (0, 1)),
     "compose": Case(kernels.compose, lambda: (rows(3, 4), rows(3, 4, seed=1)), (0, 1)),
     "contains": Case(kernels.contains, lambda: (rows(3, 4), rows(3, 7, 2, seed=1))),
@@ -78,7 +77,6 @@ CASES = {
     "region_distribution": Case(kernels.region_distribution, lambda: (rows(2, 4, 5), rows(2, 4, 5, seed=1)), (0, 1)),
     "resize_maps": Case(partial(kernels.resize_maps, size=7), lambda: (rows(2, 4, 5),), (0,)),
     "sample_attention_map": Case(kernels.sample_attention_map, lambda: (keys(), rows(3, 4, 5, 2)), (1,)),
-    "scale_gradient": Case(partial(kernels.scale_gradient, scale=0.5), lambda: (rows(3, 4),), (0,)),
     "soft_box": Case(kernels.soft_box, lambda: (rows(2, 4, 5) / 20, rows(2, seed=1)), (0, 1)),
     "threshold_box": Case(
         partial(kernels.threshold_box, padding=0.1), lambda: (rows(2, 4, 5), rows(2, seed=1)), (0, 1)
@@ -203,19 +201,14 @@ PUBLIC = sorted(kernels.__all__)
 # Options that may be given by place, because their docstring says what they are relative to the argument before.
 POSITIONAL_OPTIONS = {"soft_box": ["kappa"]}
 # Settings without a default are part of what is asked for.
-REQUIRED_SETTINGS = {
-    "blur_gradient": ["sigma"],
-    "crop_and_resize": ["output_size"],
-    "resize_maps": ["size"],
-    "scale_gradient": ["scale"],
-}
+REQUIRED_SETTINGS = {"crop_and_resize": ["output_size"], "resize_maps": ["size"]}
 
 
 def test_public_names():
     """All public functions of the modules, each of them in the table above, in order."""
     assert kernels.__all__ == PUBLIC
     assert {name.split(",")[0] for name in CASES} == set(PUBLIC)
-    modules = (kernels.attention, kernels.boxes, kernels.crop, kernels.gradients)
+    modules = (kernels.attention, kernels.boxes, kernels.crop)
     defined = [
         name
         for module in modules

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from c2f_jax.kernels import compose, crop_and_resize
-from c2f_jax.models.attention_network import AttentionNetwork, PooledNetwork
+from c2f_jax.models.attention_network import AttentionNetwork, PooledNetwork, scale_gradient
 from c2f_jax.models.two_looks import (
     Look,
     attention_over_image,
@@ -99,6 +99,7 @@ def test_box_gradient_scale_scales_that_gradient_alone():
         jax.tree.map(lambda g: 0.1 * g, gradient(1.0)),
         gradient(0.1),
     )
+    np.testing.assert_allclose(scale_gradient(jnp.array([3.0]), 0.1), [3.0])
 
 
 def test_orthogonal_attention_filters():
