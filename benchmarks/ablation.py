@@ -30,6 +30,9 @@ DOCS = ROOT / "docs"
 CONTRASTED = (0, 1, 2, 3, 4)  # seeds that a claimed contrast needs
 
 _ONE_LOOK: dict[str, Any] = {"method": "attention", "stages.coarse_epochs": 12.0}
+_WSDAN: dict[str, Any] = {"method": "wsdan", "stages.coarse_epochs": 12.0}
+# Maps of 4 x 4 cells spread wider: with kappa 2 the second view is no closer than the first.
+_SMALL: dict[str, Any] = {"model.view_size": 64, "region.kappa": 1.6}
 
 
 class Row(NamedTuple):
@@ -47,7 +50,7 @@ GRID = [
     Row("random_box", {"method": "random_box"}, CONTRASTED),
     # About twice the work per view of 128 px: what the second look costs, spent on the first.
     Row("attention_wide", {**_ONE_LOOK, "model.view_size": 176}, CONTRASTED),
-    Row("wsdan", {"method": "wsdan", "stages.coarse_epochs": 12.0}, CONTRASTED),
+    Row("wsdan", _WSDAN, CONTRASTED),
     Row("coarse2fine_mapping", {"region.box_gradient": "mapping"}, CONTRASTED),
     Row("coarse2fine_all", {"region.box_gradient": "all"}, CONTRASTED),
     # Views of one scale, as WS-DAN has them: how much of a second look's training is scale augmentation.
@@ -56,16 +59,20 @@ GRID = [
         for name, overrides in (("attention", _ONE_LOOK), ("coarse2fine", {}))
     ),
     # Views a quarter as long as the photos, as 448 px are to a camera's: more detail for a second look to add.
-    # Their maps have 4 x 4 cells and spread wider: with kappa 2 the second view is no closer than the first.
-    Row("coarse2fine_64", {"model.view_size": 64, "region.kappa": 1.6}, CONTRASTED),
-    Row("attention_64", {**_ONE_LOOK, "model.view_size": 64, "region.kappa": 1.6}, CONTRASTED),
-    Row("random_box_64", {"method": "random_box", "model.view_size": 64, "region.kappa": 1.6}, CONTRASTED),
-    # As many training views as 4 + 2 x 8 epochs of two looks.
-    Row(
-        "attention_64_20",
-        {**_ONE_LOOK, "stages.coarse_epochs": 20.0, "model.view_size": 64, "region.kappa": 1.6},
-        CONTRASTED,
+    *(
+        Row(f"{name}_64", {**overrides, **_SMALL}, CONTRASTED)
+        for name, overrides in (
+            ("coarse2fine", {}),
+            ("attention", _ONE_LOOK),
+            ("random_box", {"method": "random_box"}),
+            ("wsdan", _WSDAN),
+        )
     ),
+    # As many training views as 4 + 2 x 8 epochs of two looks.
+    Row("attention_64_20", {**_ONE_LOOK, "stages.coarse_epochs": 20.0, **_SMALL}, CONTRASTED),
+    Row("attention_64_lecun", {**_ONE_LOOK, "model.attention_init": "lecun_normal", **_SMALL}, CONTRASTED),
+    Row("coarse2fine_64_mapping", {"region.box_gradient": "mapping", **_SMALL}, CONTRASTED),
+    Row("coarse2fine_64_all", {"region.box_gradient": "all", **_SMALL}, CONTRASTED),
     Row("attention_96", {**_ONE_LOOK, "model.view_size": 96}, CONTRASTED),  # a little more work than two of 64 px
     # Equal seconds: about as many views as the 4 + 2 x 8 of two looks.
     Row("attention_24", {**_ONE_LOOK, "stages.coarse_epochs": 24.0}),
@@ -116,6 +123,9 @@ CONTRASTS = [
     Contrast("64 px: two looks trained, or one", _fused("coarse2fine_64"), _fused("attention_64")),
     Contrast("64 px: two looks, or one for as many views", _fused("coarse2fine_64"), _fused("attention_64_20")),
     Contrast("64 px: the attention's boxes, or random ones", _fused("coarse2fine_64"), _fused("random_box_64")),
+    Contrast("64 px: two looks, or WS-DAN's three views", _fused("coarse2fine_64"), _fused("wsdan_64")),
+    Contrast("64 px: one look, orthogonal or LeCun normal", _fused("attention_64"), _fused("attention_64_lecun")),
+    Contrast("64 px: box gradient all, against none", _fused("coarse2fine_64_all"), _fused("coarse2fine_64")),
     Contrast("two looks of 64 px, or one of 96 px", _fused("coarse2fine_64"), Shown("attention_96", "own", "coarse")),
 ]
 

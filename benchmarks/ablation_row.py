@@ -15,7 +15,7 @@ import numpy as np
 from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
-from c2f_jax.models.two_looks import attention_over_image, central_boxes, log_probabilities, two_looks
+from c2f_jax.models.two_looks import Look, attention_over_image, central_boxes, log_probabilities, two_looks
 from c2f_jax.training.build import Run, build
 from c2f_jax.training.checkpoint import open_finished
 from c2f_jax.training.loop import environment, train_and_evaluate
@@ -124,27 +124,31 @@ def overlap_at_start(run: Run) -> float | None:
 
     Each batch is normalised by its own statistics, as in training's first step: running ones have seen no view yet.
     """
-    state, task = run.create_state(), run.task
+    state = run.create_state()
 
     @jax.jit
     def sums_of(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> Sums:
-        looks = two_looks(
-            task.network,
-            params,
-            batch_stats,
-            batch["image"],
-            central_boxes(task.test_side * task.unit_sides(batch)),
-            region=None,
-            view_size=task.view_size,
-            prepare=task.normalise,
-            train=True,
-        )
-        return metric_sums(looks, batch)
+        return metric_sums(look_untrained(run.task, params, batch_stats, batch), batch)
 
     total: Sums | None = None
     for batch in run.evaluation_batches(run.splits.validation):
         total = merge(total, sums_of(state.params, state.batch_stats, batch))
     return finalise(total or {}).get("attention/overlap")
+
+
+def look_untrained(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> dict[str, Look]:
+    """The coarse look in tests before the first step, normalised by the statistics of the batch itself."""
+    return two_looks(
+        task.network,
+        params,
+        batch_stats,
+        batch["image"],
+        central_boxes(task.test_side * task.unit_sides(batch)),
+        region=None,
+        view_size=task.view_size,
+        prepare=task.normalise,
+        train=True,
+    )
 
 
 def history(workdir: Path) -> dict[str, list[dict[str, float]]]:
@@ -195,9 +199,13 @@ def look_at_object(
     task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
 ) -> tuple[Sums, dict[str, jax.Array]]:
     """`look_at` the object's annotated box: what a perfect localisation would give this network."""
+    return look_at(task, params, batch_stats, batch, object_boxes(task, batch))
+
+
+def object_boxes(task: Task, batch: dict[str, jax.Array]) -> jax.Array:
+    """The annotated boxes [B, 4] in the coordinates of the coarse view in tests."""
     low, high = jnp.split(central_boxes(task.test_side * task.unit_sides(batch)), 2, axis=-1)
-    boxes = (batch["box"] - jnp.tile(low, 2)) / jnp.tile(high - low, 2)  # in the coordinates of the coarse view
-    return look_at(task, params, batch_stats, batch, boxes)
+    return (batch["box"] - jnp.tile(low, 2)) / jnp.tile(high - low, 2)
 
 
 def measure(batches: Iterable[dict[str, jax.Array]], step: Any) -> Part:
