@@ -12,6 +12,10 @@ statistics) is followed. For a step of `pixels` of the view to either side:
 * `mean` and `deviation` of the gradient over images, in nats per pixel.
 
 A gradient that sees far has a correlation near 1 at steps as long as a box should be moved.
+
+Where the object's box is annotated, three more lines go a `share` of the way to it: the same figures, of the whole
+change of the loss, and `change`, its mean with its standard error, negative where the second look gains by it. Compared
+between parts it says whether the loss that training sees knows of the object at all.
 """
 
 import argparse
@@ -36,6 +40,7 @@ from c2f_jax.training.workdir import read_config
 # One pixel's change of a box with sides 1, by way of moving it.
 WAYS = {"y": (1, 0, 1, 0), "x": (0, 1, 0, 1), "wider": (-0.5, -0.5, 0.5, 0.5)}
 PIXELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SHARES = (0.1, 0.5, 1.0)  # of the way to the annotated box
 
 
 def moved(boxes: jax.Array, way: Sequence[float], pixels: jax.Array | float, view_size: int) -> jax.Array:
@@ -47,7 +52,10 @@ def moved(boxes: jax.Array, way: Sequence[float], pixels: jax.Array | float, vie
 def follow(
     task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """By `WAYS`: slopes in nats per pixel [B], and half differences of the loss in nats [B, PIXELS]."""
+    """By `WAYS`: slopes in nats per pixel [B], and half differences of the loss in nats [B, PIXELS].
+
+    By "object", where it is annotated: the slope in nats for all of the way to it, and differences [B, SHARES].
+    """
     boxes = predict(task, params, batch_stats, batch)["fine"].box
 
     def losses(boxes: jax.Array) -> jax.Array:
@@ -75,12 +83,17 @@ def follow(
         )
         ahead, behind = jnp.split(both, 2)
         found[name] = (ahead - behind).T / 2
+    if "box" in batch:
+        way_there = batch["box"] - boxes
+        slopes["object"] = jnp.sum(gradient * way_there, axis=-1)
+        seen = jax.lax.map(lambda share: losses(boxes + share * way_there), jnp.asarray((0.0, *SHARES)))
+        found["object"] = (seen[1:] - seen[0]).T
     return slopes, found
 
 
-def horizon(slopes: np.ndarray, found: np.ndarray, pixels: float) -> dict[str, float]:
-    """What the module says, for one step. slopes: nats per pixel [N]; found: half differences in nats [N]."""
-    promised = slopes * pixels
+def horizon(slopes: np.ndarray, found: np.ndarray, step: float) -> dict[str, float]:
+    """What the module says, for one step. slopes: nats per unit of it [N]; found: what the loss does, in nats [N]."""
+    promised = slopes * step
     return {
         "correlation": float(np.corrcoef(promised, found)[0, 1]),
         "same_sign": float(np.mean(np.sign(promised) == np.sign(found))),
@@ -93,8 +106,8 @@ def horizon(slopes: np.ndarray, found: np.ndarray, pixels: float) -> dict[str, f
 
 def measure(run: Run, workdir: Path, part: str, images: int) -> Iterator[dict[str, Any]]:
     """The lines for the first `images` of a part of the data, at the run's last checkpoint."""
-    checkpoints, step = open_finished(workdir)
-    params, batch_stats = checkpoints.restore_model(step, run.abstract_state(step))
+    checkpoints, last = open_finished(workdir)
+    params, batch_stats = checkpoints.restore_model(last, run.abstract_state(last))
     checkpoints.close()
     compiled = jax.jit(partial(follow, run.task))
     parts: list[Any] = []
@@ -107,11 +120,19 @@ def measure(run: Run, workdir: Path, part: str, images: int) -> Iterator[dict[st
         if counted >= images:
             break
     slopes, found = jax.tree.map(lambda *values: np.concatenate(values)[:images], *parts)
-    for way in WAYS:
-        for i, pixels in enumerate(PIXELS):
-            line = horizon(slopes[way], found[way][:, i], pixels)
-            rounded = {name: round(value, 5) for name, value in line.items()}
-            yield {"way": way, "pixels": pixels, "images": len(found[way]), **rounded}
+    for way, slope in slopes.items():
+        unit, steps = ("share", SHARES) if way == "object" else ("pixels", PIXELS)
+        for step, went in zip(steps, found[way].T, strict=True):
+            line = horizon(slope, went, step)
+            if way == "object":
+                line["change"] = float(np.mean(went))
+                line["change_error"] = float(np.std(went, ddof=1) / np.sqrt(len(went)))
+            yield {
+                "way": way,
+                unit: step,
+                "images": len(went),
+                **{name: round(value, 5) for name, value in line.items()},
+            }
 
 
 def main() -> None:

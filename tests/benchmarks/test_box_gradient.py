@@ -1,10 +1,15 @@
 """How far the box's gradient sees: by hand, and on a tiny run, where a short enough step must go as promised."""
 
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 
 from benchmarks import box_gradient
+from benchmarks.ablation_row import look_at_object, measure
 from c2f_jax.training.build import build
+from c2f_jax.training.checkpoint import open_finished
 from tests.tiny import tiny_config
 
 
@@ -31,8 +36,19 @@ def test_promises_and_findings_by_hand():
 @pytest.mark.slow
 def test_a_short_step_goes_as_promised(finished, monkeypatch):
     monkeypatch.setattr(box_gradient, "PIXELS", (0.01,))
-    workdir, _ = finished
-    lines = list(box_gradient.measure(build(tiny_config()), workdir, "test", 16))
-    assert [line["way"] for line in lines] == list(box_gradient.WAYS)
-    for line in lines:
+    monkeypatch.setattr(box_gradient, "SHARES", (0.001, 1.0))
+    workdir, results = finished
+    run = build(tiny_config())
+    *short, all_the_way = box_gradient.measure(run, workdir, "test", 21)
+    assert [line["way"] for line in short] == [*box_gradient.WAYS, "object"]
+    for line in short:
         assert line["correlation"] > 0.95 and line["promised"] == pytest.approx(line["found"], rel=0.2), line
+
+    # At the end of the way the loss is that of a second look at the annotated boxes.
+    checkpoints, step = open_finished(workdir)
+    model = checkpoints.restore_model(step, run.abstract_state(step))
+    checkpoints.close()
+    at_object = partial(jax.jit(partial(look_at_object, run.task)), *model)
+    there = measure(run.evaluation_batches(run.splits.test), at_object)
+    change = there.metrics["fine/loss"] - results["fine/loss"]
+    assert abs(change) > 1e-3 and all_the_way["change"] == pytest.approx(change, abs=1e-4)
