@@ -31,6 +31,8 @@ CONTRASTED = (0, 1, 2, 3, 4)  # seeds that a claimed contrast needs
 
 _ONE_LOOK: dict[str, Any] = {"method": "attention", "stages.coarse_epochs": 12.0}
 _WSDAN: dict[str, Any] = {"method": "wsdan", "stages.coarse_epochs": 12.0}
+# As many views as WS-DAN's, of the same kinds but for the second look's region.
+_DROP: dict[str, Any] = {"loss.drop_view": True, "stages.coarse_epochs": 0.0, "stages.fine_epochs": 12.0}
 # Maps of 4 x 4 cells spread wider: with kappa 2 the second view is no closer than the first.
 _SMALL: dict[str, Any] = {"model.view_size": 64, "region.kappa": 1.6}
 
@@ -51,6 +53,7 @@ GRID = [
     # About twice the work per view of 128 px: what the second look costs, spent on the first.
     Row("attention_wide", {**_ONE_LOOK, "model.view_size": 176}, CONTRASTED),
     Row("wsdan", _WSDAN, CONTRASTED),
+    Row("coarse2fine_drop", _DROP, CONTRASTED),
     Row("coarse2fine_mapping", {"region.box_gradient": "mapping"}, CONTRASTED),
     Row("coarse2fine_all", {"region.box_gradient": "all"}, CONTRASTED),
     # Views of one scale, as WS-DAN has them: how much of a second look's training is scale augmentation.
@@ -66,10 +69,15 @@ GRID = [
             ("attention", _ONE_LOOK),
             ("random_box", {"method": "random_box"}),
             ("wsdan", _WSDAN),
+            ("coarse2fine_drop", _DROP),
+            ("random_box_drop", {"method": "random_box", **_DROP}),
         )
     ),
     # As many training views as 4 + 2 x 8 epochs of two looks.
     Row("attention_64_20", {**_ONE_LOOK, "stages.coarse_epochs": 20.0, **_SMALL}, CONTRASTED),
+    Row(
+        "attention_64_36", {**_ONE_LOOK, "stages.coarse_epochs": 36.0, **_SMALL}, CONTRASTED
+    ),  # as the rows with drop views
     Row("attention_64_lecun", {**_ONE_LOOK, "model.attention_init": "lecun_normal", **_SMALL}, CONTRASTED),
     Row("coarse2fine_64_mapping", {"region.box_gradient": "mapping", **_SMALL}, CONTRASTED),
     Row("coarse2fine_64_all", {"region.box_gradient": "all", **_SMALL}, CONTRASTED),
@@ -116,6 +124,7 @@ CONTRASTS = [
     Contrast("(c) one look at a wide view, about the same work", _OURS, Shown("attention_wide", "own", "coarse")),
     Contrast("(d) two looks trained at random boxes", _OURS, _fused("random_box")),
     Contrast("WS-DAN's three views", _OURS, _fused("wsdan")),
+    Contrast("as many views as WS-DAN's", _fused("coarse2fine_drop"), _fused("wsdan")),
     Contrast("a perfect second box in tests", _fused("coarse2fine_none", "object"), _OURS),
     Contrast("box gradient mapping, against none", _fused("coarse2fine_mapping"), _OURS),
     Contrast("box gradient all, against none", _fused("coarse2fine_all"), _OURS),
@@ -124,6 +133,13 @@ CONTRASTS = [
     Contrast("64 px: two looks, or one for as many views", _fused("coarse2fine_64"), _fused("attention_64_20")),
     Contrast("64 px: the attention's boxes, or random ones", _fused("coarse2fine_64"), _fused("random_box_64")),
     Contrast("64 px: two looks, or WS-DAN's three views", _fused("coarse2fine_64"), _fused("wsdan_64")),
+    Contrast(
+        "64 px: the same views, second looks at the learned region", _fused("coarse2fine_drop_64"), _fused("wsdan_64")
+    ),
+    Contrast(
+        "64 px: the same, or one look for as many views", _fused("coarse2fine_drop_64"), _fused("attention_64_36")
+    ),
+    Contrast("64 px: the same, or at random boxes", _fused("coarse2fine_drop_64"), _fused("random_box_drop_64")),
     Contrast("64 px: one look, orthogonal or LeCun normal", _fused("attention_64"), _fused("attention_64_lecun")),
     Contrast("64 px: box gradient all, against none", _fused("coarse2fine_64_all"), _fused("coarse2fine_64")),
     Contrast("two looks of 64 px, or one of 96 px", _fused("coarse2fine_64"), Shown("attention_96", "own", "coarse")),

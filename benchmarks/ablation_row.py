@@ -23,7 +23,6 @@ from c2f_jax.training.losses import Task
 from c2f_jax.training.metrics import Sums, finalise, merge
 from c2f_jax.training.steps import predict
 
-VIEWS = {"coarse": 1, "fine": 2, "wsdan": 3}  # forward and backward, per image, in a step of the stage
 CENTRAL_SIDES = tuple(i / 10 for i in range(4, 11))  # of the coarse view
 MAP_SIZE = 128  # cells a side of the mean attention over the image, for MaxBoxAccV2
 FOLLOWED = (  # over training
@@ -99,7 +98,7 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         "steps": step,
         "train_seconds": results["train_seconds"],
         "seconds": results["seconds"],
-        "train_views": sum(stage.steps * VIEWS[stage.name] for stage in run.stages) * per_step,
+        "train_views": sum(stage.steps * views_of(stage.name, config) for stage in run.stages) * per_step,
         "parameters": results["parameters"],
         "kappa": None if mapping is None else float(jax.nn.softplus(mapping["kappa"])),
         "overlap_at_start": overlap_at_start(run),
@@ -117,6 +116,11 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
             "object": None if known is None else {"metrics": known.metrics, "right": pack(known.right)},
         },
     }
+
+
+def views_of(stage: str, config: Any) -> int:
+    """Views forward and backward, per image, in a step of the stage."""
+    return {"coarse": 1, "fine": 3 if config.loss.drop_view else 2, "wsdan": 3}[stage]
 
 
 def overlap_at_start(run: Run) -> float | None:

@@ -62,6 +62,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss = loss = ml_collections.ConfigDict()
     loss.center_weight = 1.0  # lambda (WS-DAN)
     loss.center_rate = 0.05  # beta (WS-DAN)
+    # A third view in the fine stage of coarse2fine and random_box: the coarse one without what a map attends to
+    # (WS-DAN, which always has it).
+    loss.drop_view = False
 
     config.stages = stages = ml_collections.ConfigDict()
     stages.coarse_epochs = 20.0  # the only stage of baseline, attention and wsdan (ours)

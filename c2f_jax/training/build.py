@@ -167,25 +167,23 @@ def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
         )
         return Stage(name, start, steps, loss, tx, schedule, probe)
 
-    first_loss = losses.wsdan_loss if config.method == "wsdan" else losses.coarse_loss
-    first_name = "wsdan" if config.method == "wsdan" else "coarse"
-    stages = [stage(first_name, 0, config.stages.coarse_epochs, first_loss)]
     region = config.region
+    random_region = partial(losses.random_region, min_side=region.min_side, max_side=region.max_side)
+    sampled_crop = partial(losses.sampled_crop_region, size=config.model.view_size)
+    drop_view = config.loss.drop_view
     fine_losses = {
-        "coarse2fine": losses.fine_loss,
-        "random_box": partial(losses.random_box_loss, min_side=region.min_side, max_side=region.max_side),
+        "coarse2fine": partial(losses.fine_loss, region=losses.taught_region, drop_view=drop_view),
+        "random_box": partial(losses.fine_loss, region=random_region, drop_view=drop_view),
+        "wsdan": partial(losses.fine_loss, region=sampled_crop, drop_view=True),
     }
-    if config.method in fine_losses:
-        stages.append(
-            stage(
-                "fine",
-                stages[0].end,
-                config.stages.fine_epochs,
-                fine_losses[config.method],
-                factor=settings.fine_factor,
-                probe=True,
-            )
-        )
+    fine_loss = fine_losses.get(config.method)
+    if config.method == "wsdan":
+        stages = [stage("wsdan", 0, config.stages.coarse_epochs, fine_loss)]
+    else:
+        stages = [stage("coarse", 0, config.stages.coarse_epochs, losses.coarse_loss)]
+        if fine_loss is not None:
+            start, epochs, factor = stages[0].end, config.stages.fine_epochs, settings.fine_factor
+            stages.append(stage("fine", start, epochs, fine_loss, factor=factor, probe=True))
     stages = [one for one in stages if one.steps > 0]
     if not stages:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The losses that the stages swap: baseline, coarse, fine, its control with random boxes, and WS-DAN's.
+"""The losses that the stages swap: one look (baseline, coarse), or two, at one of several regions, and a drop view.
 
 Each has the signature ``loss(task, params, probes, state, batch, keys) -> (loss, Aux)`` and is a mean over the batch
 it is given, so the mean over equal shards is the loss of the global batch.
@@ -19,6 +19,7 @@ from c2f_jax.kernels import center_loss, drop_mask, resize_maps, sample_attentio
 from c2f_jax.models.two_looks import Look, Region, learned_region, see, two_looks
 
 Batch = dict[str, jax.Array]
+RegionOfKeys = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,7 @@ def coarse_loss(task: Task, params: Any, probes: Any, state: Any, batch: Batch, 
     return _finish(task, state, batch, {"coarse": looks["coarse"].logits}, looks)
 
 
-def fine_loss(task: Task, params: Any, probes: Any, state: Any, batch: Batch, keys: jax.Array) -> Any:
-    """Two looks at the learned region: mean of both CEs + lambda * L_A."""
-    looks = _look_twice(task, params, probes, state, batch, keys, region=learned_region)
-    return _finish(task, state, batch, {name: seen.logits for name, seen in looks.items()}, looks)
-
-
-def random_box_loss(
+def fine_loss(
     task: Task,
     params: Any,
     probes: Any,
@@ -135,43 +130,59 @@ def random_box_loss(
     batch: Batch,
     keys: jax.Array,
     *,
-    min_side: float,
-    max_side: float,
+    region: RegionOfKeys,
+    drop_view: bool,
 ) -> Any:
-    """`fine_loss` at a random square box of the coarse view: what a second look teaches wherever it looks.
+    """Two looks: mean of both CEs, and with `drop_view` of a third one, WS-DAN's drop view's, + lambda * L_A.
 
-    Sides are U(min_side, max_side) of the view, keyed by example and step.
+    region: (keys [B], outputs of the coarse look) -> boxes [B, 4] in its coordinates.
     """
-
-    def random_region(out: dict[str, jax.Array]) -> jax.Array:
-        del out
-        square = jnp.ones((len(keys), 2))  # of the view
-        region_keys = augment.stream(keys, augment.REGION)
-        return augment.random_boxes(region_keys, square, min_side=min_side, max_side=max_side, flip=False)
-
-    looks = _look_twice(task, params, probes, state, batch, keys, region=random_region)
-    return _finish(task, state, batch, {name: seen.logits for name, seen in looks.items()}, looks)
-
-
-def wsdan_loss(task: Task, params: Any, probes: Any, state: Any, batch: Batch, keys: jax.Array) -> Any:
-    """WS-DAN's three views: coarse, a threshold crop and a drop of one sampled map each (arXiv 1901.09891)."""
-    keys_of = partial(augment.stream, augment.stream(keys, augment.REGION))
-
-    def thresholds(number: int, low: float, high: float) -> jax.Array:
-        return jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(keys_of(number))
-
-    def sampled_map(number: int, out: dict[str, jax.Array]) -> jax.Array:
-        maps = jax.lax.stop_gradient(out["attention_maps"])
-        return resize_maps(sample_attention_map(keys_of(number), maps), task.view_size)
-
-    def crop_region(out: dict[str, jax.Array]) -> jax.Array:
-        return threshold_box(sampled_map(0, out), thresholds(1, 0.4, 0.6), padding=0.1)
-
-    looks = _look_twice(task, params, probes, state, batch, keys, region=crop_region)
-    coarse = looks["coarse"]
-    mask = drop_mask(sampled_map(2, coarse.out), thresholds(3, 0.2, 0.5))
-    # The drop view is normalised by its own batch; no running statistics follow it, since no test shows such a view.
-    dropped = coarse.view * mask[..., None].astype(coarse.view.dtype)
-    drop_logits, _, _ = see(task.network, params, state.batch_stats["coarse"], dropped, train=True)
-    logits = {"coarse": coarse.logits, "fine": looks["fine"].logits, "drop": drop_logits}
+    looks = _look_twice(task, params, probes, state, batch, keys, region=partial(region, keys))
+    logits = {name: seen.logits for name, seen in looks.items()}
+    if drop_view:
+        logits["drop"] = _drop_logits(task, params, state, looks["coarse"], keys)
     return _finish(task, state, batch, logits, looks)
+
+
+def taught_region(keys: jax.Array, out: dict[str, jax.Array]) -> jax.Array:
+    """The learned box, of Coarse2Fine."""
+    del keys
+    return learned_region(out)
+
+
+def random_region(keys: jax.Array, out: dict[str, jax.Array], *, min_side: float, max_side: float) -> jax.Array:
+    """Its control: random squares of the coarse view with sides U(min_side, max_side), keyed by example and step."""
+    del out
+    square = jnp.ones((len(keys), 2))  # of the view
+    region_keys = augment.stream(keys, augment.REGION)
+    return augment.random_boxes(region_keys, square, min_side=min_side, max_side=max_side, flip=False)
+
+
+def sampled_crop_region(keys: jax.Array, out: dict[str, jax.Array], *, size: int) -> jax.Array:
+    """WS-DAN's: one sampled map, resized to `size`, at a random threshold, padded by 0.1."""
+    return threshold_box(_sampled_map(keys, 0, out, size), _thresholds(keys, 1, 0.4, 0.6), padding=0.1)
+
+
+def _drop_logits(task: Task, params: Any, state: Any, coarse: Look, keys: jax.Array) -> jax.Array:
+    """WS-DAN's drop view: the coarse one without what a sampled map attends to, at a random threshold.
+
+    It is normalised by its own batch; no running statistics follow it, since no test shows such a view.
+    """
+    mask = drop_mask(_sampled_map(keys, 2, coarse.out, task.view_size), _thresholds(keys, 3, 0.2, 0.5))
+    dropped = coarse.view * mask[..., None].astype(coarse.view.dtype)
+    logits, _, _ = see(task.network, params, state.batch_stats["coarse"], dropped, train=True)
+    return logits
+
+
+# Streams 0 and 1 of the region's keys are the crop's map and threshold, 2 and 3 the drop view's.
+def _keys_of(keys: jax.Array, number: int) -> jax.Array:
+    return augment.stream(augment.stream(keys, augment.REGION), number)
+
+
+def _thresholds(keys: jax.Array, number: int, low: float, high: float) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(_keys_of(keys, number))
+
+
+def _sampled_map(keys: jax.Array, number: int, out: dict[str, jax.Array], size: int) -> jax.Array:
+    maps = jax.lax.stop_gradient(out["attention_maps"])
+    return resize_maps(sample_attention_map(_keys_of(keys, number), maps), size)

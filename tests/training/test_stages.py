@@ -1,5 +1,6 @@
 """A stage is data; one state goes through all of them."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -131,3 +132,25 @@ def test_coarse_boxes_are_squares_of_pixels_or_of_the_sides(keep):
     np.testing.assert_allclose(central, [[0.25, 0.5 - width / 4, 0.75, 0.5 + width / 4]] * 4)
     boxes = task.random_boxes(example_keys(0, jnp.int32(0), jnp.arange(4)), task.unit_sides(batch))
     np.testing.assert_allclose(jnp.abs(boxes[:, 3] - boxes[:, 1]), width * (boxes[:, 2] - boxes[:, 0]), rtol=1e-5)
+
+
+def test_the_drop_view_is_a_third_of_the_loss(monkeypatch):
+    """Beside the same two looks; where nothing is dropped it is the coarse view again."""
+    batch, values = None, {}
+    for name, drop_view in (("two", False), ("three", True), ("nothing dropped", True)):
+        run = build(tiny_config(loss__drop_view=drop_view))
+        if batch is None:
+            batch = jax.tree.map(jnp.asarray, dict(next(run.training_batches(0))))
+        if name == "nothing dropped":
+            monkeypatch.setattr(losses, "drop_mask", lambda maps, thresholds: jnp.ones_like(maps, bool))
+        state, keys = run.create_state(), example_keys(0, jnp.array(0), batch["index"])
+        _, aux = jax.jit(partial(run.stages[-1].loss, run.task))(state.params, {}, state, batch, keys)
+        values[name] = {key: float(value) for key, value in aux.metrics.items()}
+    two, three, same = values["two"], values["three"], values["nothing dropped"]
+    assert "drop/loss" not in two
+    for view in ("coarse", "fine"):
+        assert three[f"{view}/loss"] == pytest.approx(two[f"{view}/loss"], rel=1e-5)
+    views = np.mean([three[f"{view}/loss"] for view in ("coarse", "fine", "drop")])
+    assert three["loss"] == pytest.approx(views + three["center_loss"], rel=1e-5)
+    assert abs(three["drop/loss"] / three["coarse/loss"] - 1) > 1e-4
+    assert same["drop/loss"] == pytest.approx(same["coarse/loss"], rel=1e-5)
