@@ -78,6 +78,9 @@ GRID = [
     Row(
         "attention_64_36", {**_ONE_LOOK, "stages.coarse_epochs": 36.0, **_SMALL}, CONTRASTED
     ),  # as the rows with drop views
+    # Three times as many views: when one look has learned all it can.
+    Row("coarse2fine_64_40", {"stages.coarse_epochs": 20.0, "stages.fine_epochs": 20.0, **_SMALL}, CONTRASTED),
+    Row("attention_64_60", {**_ONE_LOOK, "stages.coarse_epochs": 60.0, **_SMALL}, CONTRASTED),
     Row("attention_64_lecun", {**_ONE_LOOK, "model.attention_init": "lecun_normal", **_SMALL}, CONTRASTED),
     Row("coarse2fine_64_mapping", {"region.box_gradient": "mapping", **_SMALL}, CONTRASTED),
     Row("coarse2fine_64_all", {"region.box_gradient": "all", **_SMALL}, CONTRASTED),
@@ -131,15 +134,24 @@ CONTRASTS = [
     Contrast("views of one scale: two looks trained, or one", _fused("coarse2fine_0875"), _fused("attention_0875")),
     Contrast("64 px: two looks trained, or one", _fused("coarse2fine_64"), _fused("attention_64")),
     Contrast("64 px: two looks, or one for as many views", _fused("coarse2fine_64"), _fused("attention_64_20")),
+    Contrast("64 px: the same, three times as many views", _fused("coarse2fine_64_40"), _fused("attention_64_60")),
     Contrast("64 px: the attention's boxes, or random ones", _fused("coarse2fine_64"), _fused("random_box_64")),
     Contrast("64 px: two looks, or WS-DAN's three views", _fused("coarse2fine_64"), _fused("wsdan_64")),
     Contrast(
-        "64 px: the same views, second looks at the learned region", _fused("coarse2fine_drop_64"), _fused("wsdan_64")
+        "64 px, with drop views: the learned region, or WS-DAN's crops",
+        _fused("coarse2fine_drop_64"),
+        _fused("wsdan_64"),
     ),
     Contrast(
-        "64 px: the same, or one look for as many views", _fused("coarse2fine_drop_64"), _fused("attention_64_36")
+        "64 px, with drop views, or one look for as many views",
+        _fused("coarse2fine_drop_64"),
+        _fused("attention_64_36"),
     ),
-    Contrast("64 px: the same, or at random boxes", _fused("coarse2fine_drop_64"), _fused("random_box_drop_64")),
+    Contrast(
+        "64 px, with drop views: the learned region, or random boxes",
+        _fused("coarse2fine_drop_64"),
+        _fused("random_box_drop_64"),
+    ),
     Contrast("64 px: one look, orthogonal or LeCun normal", _fused("attention_64"), _fused("attention_64_lecun")),
     Contrast("64 px: box gradient all, against none", _fused("coarse2fine_64_all"), _fused("coarse2fine_64")),
     Contrast("two looks of 64 px, or one of 96 px", _fused("coarse2fine_64"), Shown("attention_96", "own", "coarse")),
