@@ -80,7 +80,9 @@ GRID = [
     ),  # as the rows with drop views
     # No coarse stage, so no second start of the learning rate; as many views as attention_64_36.
     Row("coarse2fine_64_0_18", {"stages.coarse_epochs": 0.0, "stages.fine_epochs": 18.0, **_SMALL}, CONTRASTED),
-    # Three times as many views: when one look has learned all it can.
+    # Sixty views: when one look has learned all it can.
+    Row("coarse2fine_drop_64_20", {**_DROP, "stages.fine_epochs": 20.0, **_SMALL}, CONTRASTED),
+    Row("wsdan_64_20", {**_WSDAN, "stages.coarse_epochs": 20.0, **_SMALL}, CONTRASTED),
     Row("coarse2fine_64_40", {"stages.coarse_epochs": 20.0, "stages.fine_epochs": 20.0, **_SMALL}, CONTRASTED),
     Row("attention_64_60", {**_ONE_LOOK, "stages.coarse_epochs": 60.0, **_SMALL}, CONTRASTED),
     Row("attention_64_lecun", {**_ONE_LOOK, "model.attention_init": "lecun_normal", **_SMALL}, CONTRASTED),
@@ -137,7 +139,9 @@ CONTRASTS = [
     Contrast("64 px: two looks trained, or one", _fused("coarse2fine_64"), _fused("attention_64")),
     Contrast("64 px: two looks, or one for as many views", _fused("coarse2fine_64"), _fused("attention_64_20")),
     Contrast("64 px: the same, without a coarse stage", _fused("coarse2fine_64_0_18"), _fused("attention_64_36")),
-    Contrast("64 px: the same, three times as many views", _fused("coarse2fine_64_40"), _fused("attention_64_60")),
+    Contrast("64 px, sixty views: two looks, or one", _fused("coarse2fine_64_40"), _fused("attention_64_60")),
+    Contrast("64 px, sixty: with drop views, or one look", _fused("coarse2fine_drop_64_20"), _fused("attention_64_60")),
+    Contrast("64 px, sixty: with drop views, or WS-DAN", _fused("coarse2fine_drop_64_20"), _fused("wsdan_64_20")),
     Contrast("64 px: the attention's boxes, or random ones", _fused("coarse2fine_64"), _fused("random_box_64")),
     Contrast("64 px: two looks, or WS-DAN's three views", _fused("coarse2fine_64"), _fused("wsdan_64")),
     Contrast(
