@@ -5,9 +5,13 @@ python -m benchmarks.attention_maps OUTPUT.png WORKDIR [WORKDIR ...]    # finish
 A row per test image, spread evenly over the test part. For each run two pairs of panels, before the first step
 (normalised by the statistics of a test batch) and at the last checkpoint: the mean of the maps over the coarse view,
 with the annotated box (dashed), and the M maps themselves, each image's on one scale.
+
+Prints a JSON line for each: `same_peak` is the share of the batch's images whose mean map peaks in the commonest cell,
+1 where attention does not depend on the image.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +49,12 @@ def maps_of(run: Run, workdir: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
     first, last = (np.asarray(looks["coarse"].out["attention_maps"], np.float32)[:count] for looks in (before, after))
     boxes = np.asarray(object_boxes(run.task, batch))[:count] if "box" in batch else None
     return first, last, boxes
+
+
+def same_peak(maps: np.ndarray) -> float:
+    """Share of images whose mean map peaks in the cell where most do. maps: [B, H, W, M]."""
+    peaks = np.argmax(maps.mean(axis=-1).reshape(len(maps), -1), axis=-1)
+    return float(np.max(np.bincount(peaks)) / len(maps))
 
 
 def mosaic(maps: np.ndarray) -> np.ndarray:
@@ -90,8 +100,11 @@ def main() -> None:
     for workdir in options.workdirs:
         config = read_config(workdir)
         before, after, boxes = maps_of(build(config), workdir)
-        name = config.model.attention_init
-        columns += [(f"{name}, before training", before), (f"{name}, after", after)]
+        for title, maps in (("before training", before), ("after", after)):
+            columns.append((f"{config.model.attention_init}, {title}", maps))
+            about = {"method": config.method, "view_size": config.model.view_size, "seed": config.seed}
+            about |= {"maps": columns[-1][0], "images": len(maps), "same_peak": round(same_peak(maps), 4)}
+            print(json.dumps(about), flush=True)
     shown = np.linspace(0, len(before) - 1, options.images + 2)[1:-1].astype(int)
     draw(options.output, columns, boxes, shown)
 

@@ -18,6 +18,13 @@ def test_a_mosaic_is_read_row_by_row():
     np.testing.assert_array_equal(attention_maps.mosaic(maps), expected)
 
 
+def test_the_commonest_peak():
+    maps = np.zeros((4, 2, 2, 2))
+    maps[:, 0, 1, 0] = 1.0
+    maps[2, 1, 0] = 3.0  # of four images one peaks elsewhere
+    assert attention_maps.same_peak(maps) == 0.75
+
+
 def overlap(maps):
     """Mean cosine of two maps of an image [B, H, W, M], over all pairs that are not 0."""
     flat = maps.reshape(len(maps), -1, maps.shape[-1])
