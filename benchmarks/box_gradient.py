@@ -120,10 +120,10 @@ def measure(run: Run, workdir: Path, part: str, images: int) -> Iterator[dict[st
         if counted >= images:
             break
     slopes, found = jax.tree.map(lambda *values: np.concatenate(values)[:images], *parts)
-    for way, slope in slopes.items():
+    for way in (way for way in (*WAYS, "object") if way in slopes):
         unit, steps = ("share", SHARES) if way == "object" else ("pixels", PIXELS)
         for step, went in zip(steps, found[way].T, strict=True):
-            line = horizon(slope, went, step)
+            line = horizon(slopes[way], went, step)
             if way == "object":
                 line["change"] = float(np.mean(went))
                 line["change_error"] = float(np.std(went, ddof=1) / np.sqrt(len(went)))

@@ -19,6 +19,7 @@ the areas, and of the centres (mean of both axes), with the annotation's.
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ import numpy as np
 
 from benchmarks.ablation_row import object_boxes
 from c2f_jax.kernels import area, iou, soft_box
-from c2f_jax.models.two_looks import central_boxes, two_looks
+from c2f_jax.models.two_looks import central_boxes
 from c2f_jax.training.build import Run, build
 from c2f_jax.training.checkpoint import open_finished
 from c2f_jax.training.losses import Task
+from c2f_jax.training.steps import predict
 from c2f_jax.training.workdir import read_config
 
 SIDES = tuple(i / 20 for i in range(8, 21))  # of the central box
@@ -45,17 +47,7 @@ See = Callable[[Arrays], Arrays]
 
 def see(task: Task, params: Any, batch_stats: Any, batch: Arrays) -> Arrays:
     """`features` [B, h, w, N] and `attention` [B, 4] of the coarse look in tests; `object` [B, 4], cut to its view."""
-    coarse = two_looks(
-        task.network,
-        params,
-        batch_stats,
-        batch["image"],
-        central_boxes(task.test_side * task.unit_sides(batch)),
-        region=None,
-        view_size=task.view_size,
-        prepare=task.normalise,
-        train=False,
-    )["coarse"]
+    coarse = predict(replace(task, test_region=None), params, batch_stats, batch)["coarse"]
     boxes = jnp.clip(object_boxes(task, batch), 0.0, 1.0)
     features = coarse.out["feature_maps"].astype(jnp.float32)
     return {"features": features, "attention": coarse.out["box"], "object": boxes, "mask": batch["mask"]}
