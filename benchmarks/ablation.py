@@ -75,9 +75,8 @@ GRID = [
     ),
     # As many training views as 4 + 2 x 8 epochs of two looks.
     Row("attention_64_20", {**_ONE_LOOK, "stages.coarse_epochs": 20.0, **_SMALL}, CONTRASTED),
-    Row(
-        "attention_64_36", {**_ONE_LOOK, "stages.coarse_epochs": 36.0, **_SMALL}, CONTRASTED
-    ),  # as the rows with drop views
+    # As many as 12 x 3 epochs with drop views, or WS-DAN's.
+    Row("attention_64_36", {**_ONE_LOOK, "stages.coarse_epochs": 36.0, **_SMALL}, CONTRASTED),
     # No coarse stage, so no second start of the learning rate; as many views as attention_64_36.
     Row("coarse2fine_64_0_18", {"stages.coarse_epochs": 0.0, "stages.fine_epochs": 18.0, **_SMALL}, CONTRASTED),
     # Sixty views: when one look has learned all it can.
