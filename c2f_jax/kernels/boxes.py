@@ -62,15 +62,18 @@ def contains(boxes: jax.Array, points: jax.Array) -> jax.Array:
     return jnp.all((points >= boxes[..., :2]) & (points <= boxes[..., 2:]), axis=-1)
 
 
-def region_distribution(mean_attention: jax.Array, score: jax.Array) -> jax.Array:
-    """Where to look, as a distribution over positions: ``softmax(log(mean_attention + eps) + score)``.
+def region_distribution(mean_attention: jax.Array, score: jax.Array, *, floor: float = 0.0) -> jax.Array:
+    """Where to look, as a distribution over positions: ``softmax(log(relu(A - floor * max A) + eps) + score)``.
 
-    With a score of zero it is the attention itself, normalised. ``eps`` follows the map's maximum, so the result does
-    not change with the map's scale; an all-zero map gives the softmax of the score.
+    With a score of zero it is the attention A itself, above its floor and normalised. The maximum is a constant to the
+    gradient and ``eps`` follows it, so the result does not change with the map's scale; an all-zero map gives the
+    softmax of the score.
 
     Args:
-        mean_attention: [..., h, w], not negative.
+        mean_attention: A [..., h, w], not negative.
         score: [..., h, w], log odds that shift it.
+        floor: in [0, 1), share of each map's maximum that counts as background. However faint, a background all over
+            the view adds more to the deviation of `soft_box` than an object does, and much the same for all objects.
 
     Returns:
         q [..., h, w] in float32 or wider; its sum over each map is 1.
@@ -78,7 +81,8 @@ def region_distribution(mean_attention: jax.Array, score: jax.Array) -> jax.Arra
     dtype = jnp.promote_types(jnp.result_type(mean_attention, score), jnp.float32)
     mean_attention, score = mean_attention.astype(dtype), score.astype(dtype)
     peak = jax.lax.stop_gradient(jnp.max(mean_attention, axis=(-2, -1), keepdims=True))
-    return jax.nn.softmax(jnp.log(mean_attention + (1e-4 * peak + 1e-8)) + score, axis=(-2, -1))
+    above = jnp.maximum(mean_attention - floor * peak, 0.0)
+    return jax.nn.softmax(jnp.log(above + (1e-4 * peak + 1e-8)) + score, axis=(-2, -1))
 
 
 def soft_box(

@@ -46,6 +46,8 @@ def check(config: Any) -> None:
             "region.min_side and region.max_side must satisfy 0 < min < max <= 1; "
             f"got {config.region.min_side} and {config.region.max_side}"
         )
+    if not 0.0 <= config.region.floor < 1.0:
+        raise UserError(f"region.floor must lie in [0, 1); got {config.region.floor}")
     if not 0.0 < config.augment.min_side <= config.augment.max_side <= 1.0:
         raise UserError(
             "augment.min_side and augment.max_side must satisfy 0 < min <= max <= 1; "
@@ -95,6 +97,7 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
             min_side=region.min_side,
             max_side=region.max_side,
             kappa_init=region.kappa,
+            floor=region.floor,
             dtype=dtype,
             axis_name=axis_name,
         )

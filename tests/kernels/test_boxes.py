@@ -146,12 +146,13 @@ def test_contains_for_each_box_its_own_points():
 # --- Where to look. ---
 
 
-def test_region_distribution_values():
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_region_distribution_values(floor):
     rng = np.random.default_rng(0)
     maps, score = rng.exponential(size=(3, 5, 4)).astype(np.float32), rng.normal(size=(3, 5, 4)).astype(np.float32)
     maps[0, :2] = 0.0
-    expected = [oracles.region_distribution(*pair) for pair in zip(maps, score, strict=True)]
-    np.testing.assert_allclose(region_distribution(maps, score), expected, rtol=1e-4, atol=1e-7)
+    expected = [oracles.region_distribution(*pair, floor) for pair in zip(maps, score, strict=True)]
+    np.testing.assert_allclose(region_distribution(maps, score, floor=floor), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_region_distribution_without_a_score_is_the_attention():
@@ -173,14 +174,26 @@ def test_region_distribution_does_not_see_the_scale(scale):
     np.testing.assert_allclose(region_distribution(scale * maps, score), region_distribution(maps, score), rtol=1e-4)
 
 
-def test_region_distribution_gradients(x64):
+def test_a_faint_background_does_not_widen_the_box():
+    """An object of four cells in a corner, over 0.1 of its attention everywhere else."""
+    maps = np.full((8, 8), 0.1, np.float32)
+    maps[1:3, 1:3] = 1.0
+    plain, floored = (
+        soft_box(region_distribution(maps, np.zeros_like(maps), floor=floor), **BARE) for floor in (0.0, 0.1)
+    )
+    np.testing.assert_allclose(floored, [0.125, 0.125, 0.375, 0.375], atol=0.01)
+    assert area(plain) > 0.8
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_region_distribution_gradients(x64, floor):
     rng = np.random.default_rng(0)
     maps, score = rng.uniform(0.1, 1.0, (4, 3)), rng.normal(size=(4, 3))
     maps[0, 0] = 2.0
 
     def below_the_peak(maps, score):
         """Its derivative does not follow the peak, which enters as a constant."""
-        return region_distribution(jnp.asarray(maps).at[0, 0].set(2.0), score)
+        return region_distribution(jnp.asarray(maps).at[0, 0].set(2.0), score, floor=floor)
 
     check_grads(jax.jit(below_the_peak), (maps, score), order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from c2f_jax.kernels import compose, crop_and_resize
+from c2f_jax.kernels import compose, crop_and_resize, region_distribution, soft_box
 from c2f_jax.models.attention_network import AttentionNetwork, PooledNetwork, scale_gradient
 from c2f_jax.models.two_looks import (
     Look,
@@ -86,6 +86,16 @@ def test_where_the_boxs_gradient_goes(box_gradient):
     for part in below:
         assert any(value > 0 for value in jax.tree.leaves(part)) is flows[1]
     assert all(value == 0 for value in jax.tree.leaves(got["head"]))
+
+
+def test_the_region_starts_as_the_attention_above_its_floor():
+    network, params, stats = make(floor=0.4, kappa_init=1.2)
+    _, out = network.apply({"params": params, "batch_stats": stats}, raw_images()[:, :VIEW, :VIEW] / 255.0, train=False)
+    mean = jnp.mean(out["attention_maps"], axis=-1)
+    q = region_distribution(mean, jnp.zeros_like(mean), floor=0.4)
+    np.testing.assert_allclose(out["region"], q, rtol=1e-5)
+    np.testing.assert_allclose(out["box"], soft_box(q, 1.2), rtol=1e-5)
+    assert np.min(q) < 1e-3 < 0.5 / q[0].size < np.max(q)  # some of it is below, some above
 
 
 def test_box_gradient_scale_scales_that_gradient_alone():
