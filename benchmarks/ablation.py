@@ -58,6 +58,7 @@ GRID = [
     Row("wsdan", _WSDAN, CONTRASTED),
     Row("coarse2fine_drop", _DROP, CONTRASTED),
     Row("coarse2fine_drop_floor", {**_DROP, **_FLOOR}, CONTRASTED),
+    Row("wsdan_floor", {**_WSDAN, **_FLOOR}, CONTRASTED),  # trained as `wsdan`, tested with our box too
     Row("coarse2fine_drop_taught", {**_DROP, **_FLOOR, "loss.teach_weight": 1.0}, CONTRASTED),
     Row("attention_floor", {**_ONE_LOOK, **_FLOOR}, CONTRASTED),  # trained as `attention`, tested with the other box
     Row("coarse2fine_floor", _FLOOR, CONTRASTED),
@@ -144,11 +145,16 @@ CONTRASTS = [
         "(a) with drop views and a floor, equal epochs", _fused("coarse2fine_drop_floor"), _fused("attention_floor")
     ),
     Contrast("(a) the same, equal views", _fused("coarse2fine_drop_floor"), _fused("attention_floor_36")),
-    Contrast("WS-DAN, with a floor", _fused("coarse2fine_drop_floor"), _fused("wsdan")),
+    Contrast("WS-DAN, against drop views and a floor", _fused("coarse2fine_drop_floor"), _fused("wsdan_floor")),
     Contrast(
-        "both looking at the bird's annotated box",
+        "the same, both looking where Coarse2Fine does",
+        _fused("coarse2fine_drop_floor"),
+        _fused("wsdan_floor", "attention"),
+    ),
+    Contrast(
+        "the same, both looking at the bird's annotated box",
         _fused("coarse2fine_drop_floor", "object"),
-        _fused("wsdan", "object"),
+        _fused("wsdan_floor", "object"),
     ),
     Contrast("a floor, without drop views", _fused("coarse2fine_floor"), _OURS),
     Contrast("a floor, with drop views", _fused("coarse2fine_drop_floor"), _fused("coarse2fine_drop")),

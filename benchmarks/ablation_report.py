@@ -13,12 +13,13 @@ Records = dict[tuple[str, int], dict[str, Any]]  # (row, seed) -> the line
 SEEDS_OF_A_CLAIM = 5
 RESAMPLES = 10_000
 VIEWS = {"coarse": "#5b6770", "fine": "#c77700", "fused": "#1b5fa8"}  # colours of the plot
-REGIONS = {"own": "", "central": ", central box", "object": ", annotated box"}  # of the fine view in tests
+# Of the fine view in tests.
+REGIONS = {"own": "", "central": ", central box", "object": ", annotated box", "attention": ", Coarse2Fine's box"}
 ABSENT = "–"
 
 
 class Shown(NamedTuple):
-    """What a contrast takes of a row: the test region ("own", "central", "object") and the view."""
+    """What a contrast takes of a row: the test region (of `REGIONS`) and the view."""
 
     row: str
     region: str
@@ -134,7 +135,7 @@ def mean_sd(values: Sequence[float | None], digits: int, scale: float = 1.0) -> 
 
 def metric(records: Sequence[Mapping[str, Any]], name: str, region: str = "own") -> list[float | None]:
     """A test metric under a region, by seed; None where the row has no such region or metric."""
-    return [(record["regions"][region] or {"metrics": {}})["metrics"].get(name) for record in records]
+    return [(record["regions"].get(region) or {"metrics": {}})["metrics"].get(name) for record in records]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -148,7 +149,8 @@ def _accuracy(rows: Sequence[dict[str, Any]]) -> list[str]:
         return mean_sd(metric(rows, f"{view}/top_1_accuracy", region), 1, 100.0)
 
     sides = ", ".join(f"{record['regions']['central']['side']:g}" for record in rows)
-    return [*(percent(view) for view in VIEWS), percent("fused", "central"), sides, percent("fused", "object")]
+    others = (percent("fused", region) for region in ("object", "attention"))
+    return [*(percent(view) for view in VIEWS), percent("fused", "central"), sides, *others]
 
 
 def _last_view(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -222,8 +224,9 @@ TABLES: list[tuple[str, str, list[str], Cells]] = [
         "Accuracy",
         "Top-1 on the test part, percent. Fine and fused look again at the model's own box; the next column looks "
         "again at the middle of the view instead, its side (a share of the view, by seed) chosen on the validation "
-        "part; the last at the bird's annotated box: what a perfect localisation would add to this network.",
-        ["coarse", "fine", "fused", "fused, central box", "its sides", "fused, annotated box"],
+        "part; then at the bird's annotated box: what a perfect localisation would add to this network; the last, for "
+        "WS-DAN, at the box that Coarse2Fine would have taken of its attention.",
+        ["coarse", "fine", "fused", "fused, central box", "its sides", "annotated box", "Coarse2Fine's box"],
         _accuracy,
     ),
     (

@@ -15,7 +15,14 @@ import numpy as np
 from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
-from c2f_jax.models.two_looks import Look, attention_over_image, central_boxes, log_probabilities, two_looks
+from c2f_jax.models.two_looks import (
+    Look,
+    attention_over_image,
+    central_boxes,
+    learned_region,
+    log_probabilities,
+    two_looks,
+)
 from c2f_jax.training.build import Run, build
 from c2f_jax.training.checkpoint import open_finished
 from c2f_jax.training.loop import environment, train_and_evaluate
@@ -58,8 +65,9 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
 
     Returns:
         What is known of the run, for a JSON line. `regions` holds the test metrics under "own" (the model's box; none
-        looks twice for the baseline), "central" (the best fixed box of the coarse view) and "object" (the annotated
-        box; None where there is none) and, as `right`, whether each image's likeliest class was the true one by each
+        looks twice for the baseline), "central" (the best fixed box of the coarse view), "object" (the annotated box;
+        None where there is none) and "attention" (Coarse2Fine's, of a network that was neither taught nor tested with
+        it: WS-DAN's; None for others) and, as `right`, whether each image's likeliest class was the true one by each
         view, in test order, eight to a byte, first bit highest, in hexadecimal.
 
     Raises:
@@ -83,6 +91,10 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
     if "box" in run.splits.test[0]:
         at_object = partial(jax.jit(partial(look_at_object, run.task)), params, batch_stats)
         known = measure(run.evaluation_batches(run.splits.test), at_object)
+    soft = None
+    if run.task.test_region not in (None, learned_region):
+        at_attention = partial(jax.jit(partial(look_at_attention, run.task)), params, batch_stats)
+        soft = measure(run.evaluation_batches(run.splits.test), at_attention)
     boxes = None
     if validation.ious is not None and test.ious is not None:
         boxes = max_box_accuracy(validation.ious, test.ious)._asdict()
@@ -114,6 +126,7 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
                 "right": pack(fixed.right),
             },
             "object": None if known is None else {"metrics": known.metrics, "right": pack(known.right)},
+            "attention": None if soft is None else {"metrics": soft.metrics, "right": pack(soft.right)},
         },
     }
 
@@ -197,6 +210,14 @@ def look_at_centre(
 ) -> tuple[Sums, dict[str, jax.Array]]:
     """`look_at` the middle of the coarse view, `side` of it long (an argument: compiled once)."""
     return look_at(task, params, batch_stats, batch, central_boxes(jnp.full((len(batch["label"]), 2), side)))
+
+
+def look_at_attention(
+    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
+) -> tuple[Sums, dict[str, jax.Array]]:
+    """`look` at the box of the inverse mapping, whatever the task's own rule is."""
+    sums, examples = look(replace(task, test_region=learned_region), params, batch_stats, batch)
+    return sums, {name: values for name, values in examples.items() if name != "attention"}
 
 
 def look_at_object(

@@ -19,7 +19,9 @@ from benchmarks.ablation_report import (
     unpack,
     write_report,
 )
-from benchmarks.ablation_row import pack, train_and_measure
+from benchmarks.ablation_row import look, look_at_attention, pack, train_and_measure
+from c2f_jax.training.build import build
+from c2f_jax.training.metrics import finalise
 from tests.tiny import tiny_config
 
 IMAGES = 21
@@ -169,6 +171,20 @@ def test_every_row_is_a_config():
         ablation.config_of(ablation.Row("misspelt", {"stages.coarse_epoch": 1.0}), 0, data="", weights="")
 
 
+def test_wsdan_can_look_where_coarse2fine_does():
+    """With the same parameters, and not where it looks itself."""
+    wsdan, ours = build(tiny_config(method="wsdan")), build(tiny_config())
+    state = wsdan.create_state()
+    batch = next(iter(wsdan.evaluation_batches(wsdan.splits.test)))
+
+    def fine_area(of, task):
+        return finalise(of(task, state.params, state.batch_stats, batch)[0])["box/mean_area"]
+
+    got = fine_area(look_at_attention, wsdan.task)
+    assert got == pytest.approx(fine_area(look, ours.task), rel=1e-5)
+    assert abs(got - fine_area(look, wsdan.task)) > 0.01
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_measured(finished, tmp_path):
     """A workdir with all its steps is only measured; what is told agrees with what the run found itself."""
@@ -195,6 +211,7 @@ def test_a_finished_run_is_measured(finished, tmp_path):
     # The birds' own boxes: seen by the second look, they are as large as drawn, and overlap with themselves entirely.
     assert got["regions"]["object"]["metrics"]["box/mean_iou"] == pytest.approx(1.0, abs=1e-5)
     assert got["regions"]["object"]["metrics"]["box/parts_inside"] > 0.9
+    assert got["regions"]["attention"] is None  # its own box is that already
     # A central box of side s in the coarse view, which is the whole image here.
     assert central["metrics"]["box/mean_area"] == pytest.approx(central["side"] ** 2, abs=1e-5)
     assert 0.0 <= got["max_box_accuracy"]["value"] <= 1.0
