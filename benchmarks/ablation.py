@@ -59,7 +59,6 @@ GRID = [
     Row("coarse2fine_drop", _DROP, CONTRASTED),
     Row("coarse2fine_drop_floor", {**_DROP, **_FLOOR}, CONTRASTED),
     Row("wsdan_floor", {**_WSDAN, **_FLOOR}, CONTRASTED),  # trained as `wsdan`, tested with our box too
-    Row("coarse2fine_drop_taught", {**_DROP, **_FLOOR, "loss.teach_weight": 1.0}, CONTRASTED),
     Row("attention_floor", {**_ONE_LOOK, **_FLOOR}, CONTRASTED),  # trained as `attention`, tested with the other box
     Row("coarse2fine_floor", _FLOOR, CONTRASTED),
     # As many training views as 12 x 3 epochs of two looks and a drop view, or of WS-DAN.
@@ -158,7 +157,6 @@ CONTRASTS = [
     ),
     Contrast("a floor, without drop views", _fused("coarse2fine_floor"), _OURS),
     Contrast("a floor, with drop views", _fused("coarse2fine_drop_floor"), _fused("coarse2fine_drop")),
-    Contrast("looks taught by the fused one", _fused("coarse2fine_drop_taught"), _fused("coarse2fine_drop_floor")),
     Contrast("a perfect second box in tests", _fused("coarse2fine_none", "object"), _OURS),
     Contrast("box gradient mapping, against none", _fused("coarse2fine_mapping"), _OURS),
     Contrast("box gradient all, against none", _fused("coarse2fine_all"), _OURS),

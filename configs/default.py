@@ -66,8 +66,6 @@ def get_config() -> ml_collections.ConfigDict:
     # A third view in the fine stage of coarse2fine and random_box: the coarse one without what a map attends to
     # (WS-DAN, which always has it).
     loss.drop_view = False
-    # On the divergence of each view's probabilities from the mean of the coarse and the fine one's (ours).
-    loss.teach_weight = 0.0
 
     config.stages = stages = ml_collections.ConfigDict()
     stages.coarse_epochs = 20.0  # the only stage of baseline, attention and wsdan (ours)

@@ -129,7 +129,6 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
         else None,
         center_weight=config.loss.center_weight,
         center_rate=config.loss.center_rate,
-        teach_weight=config.loss.teach_weight,
         test_side=config.augment.test_side,
         test_region=test_regions[config.method],
     )

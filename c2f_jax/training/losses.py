@@ -4,7 +4,7 @@ Each has the signature ``loss(task, params, probes, state, batch, keys) -> (loss
 it is given, so the mean over equal shards is the loss of the global batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import optax
 
 from c2f_jax.data import augment
 from c2f_jax.kernels import center_loss, drop_mask, resize_maps, sample_attention_map, threshold_box
-from c2f_jax.models.two_looks import Look, Region, learned_region, log_probabilities, see, two_looks
+from c2f_jax.models.two_looks import Look, Region, learned_region, see, two_looks
 
 Batch = dict[str, jax.Array]
 RegionOfKeys = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
@@ -35,7 +35,6 @@ class Task:
         random_colour: (keys [B], views) -> views, or None for no colour changes.
         center_weight: lambda, on the centre loss.
         center_rate: beta, of the centres' update.
-        teach_weight: on the divergence of each view from the fused prediction.
         test_side: of the central coarse box in evaluation and prediction, a fraction of the largest.
         test_region: rule for the second look in evaluation and prediction; None looks once.
     """
@@ -48,7 +47,6 @@ class Task:
     random_colour: Callable[[jax.Array, jax.Array], jax.Array] | None
     center_weight: float
     center_rate: float
-    teach_weight: float
     test_side: float
     test_region: Region | None
 
@@ -74,16 +72,6 @@ class Aux(NamedTuple):
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean over the batch. logits [B, C], labels int [B] -> scalar."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def teach_loss(teacher: jax.Array, logits: Sequence[jax.Array]) -> jax.Array:
-    """Kullback-Leibler divergence from the teacher to each view, mean over batch and views; the teacher learns nothing.
-
-    teacher: log probabilities [B, C]; logits: [B, C] of each view.
-    """
-    teacher = jax.lax.stop_gradient(teacher)
-    learners = jax.nn.log_softmax(jnp.stack(logits), axis=-1)
-    return jnp.mean(optax.losses.kl_divergence_with_log_targets(learners, teacher[None]))
 
 
 def _look_twice(
@@ -116,12 +104,9 @@ def _view_metrics(logits: dict[str, jax.Array], labels: jax.Array) -> dict[str, 
 
 
 def _finish(task: Task, state: Any, batch: Batch, logits: dict[str, jax.Array], looks: dict[str, Look]) -> Any:
-    """Mean of the views' cross entropies plus the weighted centre loss of the coarse look, and what looks teach."""
+    """Mean of the views' cross entropies plus the weighted centre loss of the coarse look."""
     metrics = _view_metrics(logits, batch["label"])
     loss = jnp.mean(jnp.stack([metrics[f"{name}/loss"] for name in logits]))
-    if task.teach_weight and "fine" in looks:
-        metrics["teach_loss"] = teach_loss(log_probabilities(looks)["fused"], list(logits.values()))
-        loss = loss + task.teach_weight * metrics["teach_loss"]
     pooled = looks["coarse"].out.get("pooled")
     if pooled is not None:
         metrics["center_loss"] = jnp.mean(center_loss(pooled, state.centers, batch["label"]))

@@ -26,7 +26,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         *("feature_channels", "feature_scale", "dtype"),
     ),
     "region": ("box_gradient", "box_gradient_scale", "min_side", "max_side", "kappa", "floor"),
-    "loss": ("center_weight", "center_rate", "drop_view", "teach_weight"),
+    "loss": ("center_weight", "center_rate", "drop_view"),
     "stages": ("coarse_epochs", "fine_epochs"),
     "optimizer": (
         *("name", "learning_rate", "head_factor", "region_factor", "fine_factor", "momentum", "weight_decay"),

@@ -134,35 +134,6 @@ def test_coarse_boxes_are_squares_of_pixels_or_of_the_sides(keep):
     np.testing.assert_allclose(jnp.abs(boxes[:, 3] - boxes[:, 1]), width * (boxes[:, 2] - boxes[:, 0]), rtol=1e-5)
 
 
-def test_teach_loss_by_hand():
-    """Two classes: a teacher of (3/4, 1/4), one view the same, the other even; no gradient to the teacher."""
-    even, same = jnp.zeros((1, 2)), jnp.log(jnp.array([[0.75, 0.25]]))
-    expected = (0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)) / 2
-    value, (to_teacher, to_even) = jax.value_and_grad(
-        lambda teacher, view: losses.teach_loss(teacher, [view, same]), argnums=(0, 1)
-    )(same, even)
-    assert value == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_array_equal(to_teacher, 0.0)
-    np.testing.assert_allclose(to_even, [[-0.125, 0.125]], rtol=1e-5)  # (p - teacher) / views
-
-
-def test_looks_are_taught_by_the_fused_prediction():
-    """Its weight times its loss is what it adds, and only where there are two looks."""
-    batch, values = None, {}
-    for weight in (0.0, 0.5):
-        run = build(tiny_config(loss__teach_weight=weight))
-        if batch is None:
-            batch = jax.tree.map(jnp.asarray, dict(next(run.training_batches(0))))
-        state, keys = run.create_state(), example_keys(0, jnp.array(0), batch["index"])
-        for stage in run.stages:
-            _, aux = jax.jit(partial(stage.loss, run.task))(state.params, {}, state, batch, keys)
-            values[stage.name, weight] = {key: float(value) for key, value in aux.metrics.items()}
-    assert values["coarse", 0.5] == values["coarse", 0.0]
-    taught, plain = values["fine", 0.5], values["fine", 0.0]
-    assert "teach_loss" not in plain and taught["teach_loss"] > 1e-4
-    assert taught["loss"] == pytest.approx(plain["loss"] + 0.5 * taught["teach_loss"], rel=1e-5)
-
-
 def test_the_drop_view_is_a_third_of_the_loss(monkeypatch):
     """Beside the same two looks; where nothing is dropped it is the coarse view again."""
     batch, values = None, {}
