@@ -29,6 +29,14 @@ DOCS = ROOT / "docs"
 
 CONTRASTED = (0, 1, 2, 3, 4)  # seeds that a claimed contrast needs
 
+# What the grid began with. Every row says it, so that a row means the same whatever the shipped config says later.
+_BASE: dict[str, Any] = {
+    "region.floor": 0.0,
+    "region.kappa": 2.0,
+    "loss.drop_view": False,
+    "stages.coarse_epochs": 4.0,
+    "stages.fine_epochs": 8.0,
+}
 _ONE_LOOK: dict[str, Any] = {"method": "attention", "stages.coarse_epochs": 12.0}
 _WSDAN: dict[str, Any] = {"method": "wsdan", "stages.coarse_epochs": 12.0}
 # As many views as WS-DAN's, of the same kinds but for the second look's region.
@@ -41,14 +49,19 @@ _SMALL: dict[str, Any] = {"model.view_size": 64, "region.kappa": 1.6}
 
 
 class Row(NamedTuple):
-    """A run per seed: `configs/cub50_lite0.py` with `overrides`."""
+    """A run per seed: `configs/cub50_lite0.py` with `_BASE` and, over it, `changes`."""
 
     name: str
-    overrides: dict[str, Any]
+    changes: dict[str, Any]
     seeds: tuple[int, ...] = (0, 1, 2)
 
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """All that is set in the config."""
+        return {**_BASE, **self.changes}
 
-# The most important first. What is not said is the config's: coarse2fine, box_gradient none, 4 + 8 epochs, 16 maps.
+
+# The most important first. What neither says is the config's: coarse2fine, box_gradient none, 16 maps.
 GRID = [
     Row("coarse2fine_none", {}, CONTRASTED),
     Row("attention", _ONE_LOOK, CONTRASTED),
@@ -61,6 +74,9 @@ GRID = [
     Row("wsdan_floor", {**_WSDAN, **_FLOOR}, CONTRASTED),  # trained as `wsdan`, tested with our box too
     Row("attention_floor", {**_ONE_LOOK, **_FLOOR}, CONTRASTED),  # trained as `attention`, tested with the other box
     Row("coarse2fine_floor", _FLOOR, CONTRASTED),
+    # What of it is the region's, what the drop views': the same at random boxes; as many views without drop views.
+    Row("random_box_drop_floor", {"method": "random_box", **_DROP, **_FLOOR}, CONTRASTED),
+    Row("coarse2fine_floor_18", {"stages.coarse_epochs": 0.0, "stages.fine_epochs": 18.0, **_FLOOR}, CONTRASTED),
     # As many training views as 12 x 3 epochs of two looks and a drop view, or of WS-DAN.
     Row("attention_floor_36", {**_ONE_LOOK, "stages.coarse_epochs": 36.0, **_FLOOR}, CONTRASTED),
     Row("coarse2fine_mapping", {"region.box_gradient": "mapping"}, CONTRASTED),
@@ -144,6 +160,7 @@ CONTRASTS = [
         "(a) with drop views and a floor, equal epochs", _fused("coarse2fine_drop_floor"), _fused("attention_floor")
     ),
     Contrast("(a) the same, equal views", _fused("coarse2fine_drop_floor"), _fused("attention_floor_36")),
+    Contrast("WS-DAN, before it was shown our box", _fused("coarse2fine_drop_floor"), _fused("wsdan")),
     Contrast("WS-DAN, against drop views and a floor", _fused("coarse2fine_drop_floor"), _fused("wsdan_floor")),
     Contrast(
         "the same, both looking where Coarse2Fine does",
@@ -154,6 +171,11 @@ CONTRASTS = [
         "the same, both looking at the bird's annotated box",
         _fused("coarse2fine_drop_floor", "object"),
         _fused("wsdan_floor", "object"),
+    ),
+    Contrast("(d) with drop views and a floor", _fused("coarse2fine_drop_floor"), _fused("random_box_drop_floor")),
+    Contrast("as many views without drop views", _fused("coarse2fine_drop_floor"), _fused("coarse2fine_floor_18")),
+    Contrast(
+        "(c) with drop views and a floor", _fused("coarse2fine_drop_floor"), Shown("attention_wide", "own", "coarse")
     ),
     Contrast("a floor, without drop views", _fused("coarse2fine_floor"), _OURS),
     Contrast("a floor, with drop views", _fused("coarse2fine_drop_floor"), _fused("coarse2fine_drop")),

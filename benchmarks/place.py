@@ -7,6 +7,8 @@ coarse view in tests, held against the annotated ones cut to that view:
 
 * `central`: the fixed central box of most overlap on the training images;
 * `attention`: the network's own;
+* `floor 0`, `floor 0.1`, ...: of its mean attention above that `region.floor`, with the kappa of most overlap on
+  the training images;
 * `probe`: cells by a linear regression, from a cell's features alone, of whether its centre lies in the annotated box;
   it is taught by the training images' annotation, so it bounds what a linear map could find without it;
 * `cells`: the true cells, the bound that the maps' coarseness sets.
@@ -29,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.ablation_row import object_boxes
-from c2f_jax.kernels import area, iou, soft_box
+from c2f_jax.kernels import area, iou, region_distribution, soft_box
 from c2f_jax.models.two_looks import central_boxes
 from c2f_jax.training.build import Run, build
 from c2f_jax.training.checkpoint import open_finished
@@ -39,6 +41,8 @@ from c2f_jax.training.workdir import read_config
 
 SIDES = tuple(i / 20 for i in range(8, 21))  # of the central box
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)  # on the probe
+FLOORS = (0.0, 0.1, 0.2, 0.3)
+KAPPAS = tuple(i / 5 for i in range(7, 18))
 RIDGE = 0.01  # of the features' mean variance
 
 Arrays = dict[str, Any]
@@ -46,11 +50,14 @@ See = Callable[[Arrays], Arrays]
 
 
 def see(task: Task, params: Any, batch_stats: Any, batch: Arrays) -> Arrays:
-    """`features` [B, h, w, N] and `attention` [B, 4] of the coarse look in tests; `object` [B, 4], cut to its view."""
+    """Of the coarse look in tests `features` [B, h, w, N], `mean` attention [B, h, w] and its box `attention` [B, 4];
+    `object` [B, 4], cut to its view."""
     coarse = predict(replace(task, test_region=None), params, batch_stats, batch)["coarse"]
     boxes = jnp.clip(object_boxes(task, batch), 0.0, 1.0)
     features = coarse.out["feature_maps"].astype(jnp.float32)
-    return {"features": features, "attention": coarse.out["box"], "object": boxes, "mask": batch["mask"]}
+    mean = jnp.mean(coarse.out["attention_maps"].astype(jnp.float32), axis=-1)
+    attention = {"mean": mean, "attention": coarse.out["box"]}
+    return {"features": features, **attention, "object": boxes, "mask": batch["mask"]}
 
 
 def cells_of(boxes: jax.Array, height: int, width: int) -> jax.Array:
@@ -91,7 +98,7 @@ def fit_probe(batches: Iterable[Arrays], seen: See) -> np.ndarray:
 
 
 def boxes_of(batches: Iterable[Arrays], seen: See, weights: np.ndarray, **limits: float) -> dict[str, np.ndarray]:
-    """Boxes [images, 4] by kind: `attention`, `object`, `cells`, and `probe <threshold>`."""
+    """Boxes [images, 4] by kind: `attention`, `object`, `cells`, `probe <threshold>` and `floor <floor> <kappa>`."""
 
     @jax.jit
     def of_batch(out: Arrays, weights: jax.Array) -> Arrays:
@@ -99,7 +106,11 @@ def boxes_of(batches: Iterable[Arrays], seen: See, weights: np.ndarray, **limits
         score = features @ weights[:-1] + weights[-1]
         probes = {f"probe {at}": box_of_cells((score > at).astype(jnp.float32), **limits) for at in THRESHOLDS}
         cells = box_of_cells(cells_of(out["object"], *features.shape[1:3]), **limits)
-        return {"attention": out["attention"], "object": out["object"], "cells": cells, **probes}
+        floored = {}
+        for floor in FLOORS:
+            q = region_distribution(out["mean"], jnp.zeros_like(out["mean"]), floor=floor)
+            floored |= {f"floor {floor:g} {kappa}": soft_box(q, kappa, **limits) for kappa in KAPPAS}
+        return {"attention": out["attention"], "object": out["object"], "cells": cells, **probes, **floored}
 
     found: dict[str, list[np.ndarray]] = {}
     for batch in batches:
@@ -144,6 +155,9 @@ def measure(run: Run, seen: See) -> Iterator[tuple[str, dict[str, float | None]]
     side = max(SIDES, key=lambda side: overlap(central(side, taught)))
     threshold = max(THRESHOLDS, key=lambda at: overlap(taught[f"probe {at}"]))
     kinds = {"central": central(side, tested), "probe": tested[f"probe {threshold}"]}
+    for floor in (f"floor {floor:g}" for floor in FLOORS):
+        kappa = max(KAPPAS, key=lambda kappa, floor=floor: overlap(taught[f"{floor} {kappa}"]))
+        kinds[floor] = tested[f"{floor} {kappa}"]
     for name, boxes in (kinds | {name: tested[name] for name in ("attention", "cells")}).items():
         yield name, agreement(boxes, tested["object"])
 

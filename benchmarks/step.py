@@ -73,7 +73,9 @@ def compiled(case: Case) -> tuple[Any, tuple[Any, ...]]:
     config = cub50_lite0.get_config()
     config.model.backbone = case.backbone
     config.model.view_size = case.view_size
-    config.region.box_gradient = "all"  # the method in full, also where a data set is better off with less of it
+    # The method in full, also where a data set is better off with less of it, or more.
+    config.region.box_gradient, config.region.floor, config.loss.drop_view = "all", 0.0, False
+    config.stages.coarse_epochs = 1.0
     if case.work != "fine":
         config.method, config.model.output_stride = "baseline", 0
     task = build.make_task(config, num_classes=case.num_classes, axis_name=None)

@@ -22,6 +22,7 @@ from benchmarks.ablation_report import (
 from benchmarks.ablation_row import look, look_at_attention, pack, train_and_measure
 from c2f_jax.training.build import build
 from c2f_jax.training.metrics import finalise
+from configs import cub50_lite0
 from tests.tiny import tiny_config
 
 IMAGES = 21
@@ -169,6 +170,11 @@ def test_every_row_is_a_config():
             assert len(row.seeds) >= 5
     with pytest.raises(KeyError):
         ablation.config_of(ablation.Row("misspelt", {"stages.coarse_epoch": 1.0}), 0, data="", weights="")
+
+
+def test_the_shipped_config_is_the_row_that_won():
+    (row,) = (row for row in ablation.GRID if row.name == "coarse2fine_drop_floor")
+    assert ablation.config_of(row, 0, data="", weights="").to_dict() == cub50_lite0.get_config().to_dict()
 
 
 def test_wsdan_can_look_where_coarse2fine_does():

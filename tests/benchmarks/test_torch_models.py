@@ -103,7 +103,8 @@ class Pair:
         config.method, config.model.backbone, config.model.view_size = method, backbone, VIEW_SIZE
         config.model.dtype = "float64"
         config.model.output_stride = 0 if method == "baseline" else 16
-        config.region.box_gradient = "all"
+        config.region.box_gradient, config.region.floor, config.loss.drop_view = "all", 0.0, False
+        config.stages.coarse_epochs = 1.0
         config.region.box_gradient_scale = 0.3  # the box pulls at the attention harder than the class
         config.optimizer.head_factor = config.optimizer.region_factor = 1.0
         config.optimizer.clip_norm = math.inf  # PyTorch adds 1e-6 to the norm that it clips by
