@@ -20,6 +20,7 @@ CONFIGS = {"paper_birds": (paper_birds.get_config, 16), "cub": (cub.get_config, 
 def test_train_step_and_prediction_lower(name, platform):
     get_config, num_classes = CONFIGS[name]
     config = get_config()
+    config.stages.coarse_epochs = 1.0  # both stages' steps, whichever the config ships
     task = make_task(config, num_classes=num_classes, axis_name=None)
     stages = make_stages(config, train_size=5000)
     state = jax.eval_shape(lambda: create_train_state(jax.random.key(0), task, stages[0], num_classes=num_classes))
