@@ -17,6 +17,7 @@ from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
 from c2f_jax.models.two_looks import (
     Look,
+    Region,
     attention_over_image,
     central_boxes,
     learned_region,
@@ -93,7 +94,7 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         known = measure(run.evaluation_batches(run.splits.test), at_object)
     soft = None
     if run.task.test_region not in (None, learned_region):
-        at_attention = partial(jax.jit(partial(look_at_attention, run.task)), params, batch_stats)
+        at_attention = partial(jax.jit(partial(look_at, run.task, region=learned_region)), params, batch_stats)
         soft = measure(run.evaluation_batches(run.splits.test), at_attention)
     boxes = None
     if validation.ious is not None and test.ious is not None:
@@ -198,10 +199,10 @@ def look(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array])
 
 
 def look_at(
-    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array], boxes: jax.Array
+    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array], *, region: Region
 ) -> tuple[Sums, dict[str, jax.Array]]:
-    """`look` with a second look at `boxes` [B, 4], in the coarse view's coordinates; without attention."""
-    sums, examples = look(replace(task, test_region=lambda out: boxes), params, batch_stats, batch)
+    """`look` with a second look by another rule than the task's; without attention."""
+    sums, examples = look(replace(task, test_region=region), params, batch_stats, batch)
     return sums, {name: values for name, values in examples.items() if name != "attention"}
 
 
@@ -209,22 +210,15 @@ def look_at_centre(
     task: Task, params: Any, batch_stats: Any, side: jax.Array, batch: dict[str, jax.Array]
 ) -> tuple[Sums, dict[str, jax.Array]]:
     """`look_at` the middle of the coarse view, `side` of it long (an argument: compiled once)."""
-    return look_at(task, params, batch_stats, batch, central_boxes(jnp.full((len(batch["label"]), 2), side)))
-
-
-def look_at_attention(
-    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
-) -> tuple[Sums, dict[str, jax.Array]]:
-    """`look` at the box of the inverse mapping, whatever the task's own rule is."""
-    sums, examples = look(replace(task, test_region=learned_region), params, batch_stats, batch)
-    return sums, {name: values for name, values in examples.items() if name != "attention"}
+    boxes = central_boxes(jnp.full((len(batch["label"]), 2), side))
+    return look_at(task, params, batch_stats, batch, region=lambda out: boxes)
 
 
 def look_at_object(
     task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
 ) -> tuple[Sums, dict[str, jax.Array]]:
     """`look_at` the object's annotated box: what a perfect localisation would give this network."""
-    return look_at(task, params, batch_stats, batch, object_boxes(task, batch))
+    return look_at(task, params, batch_stats, batch, region=lambda out: object_boxes(task, batch))
 
 
 def object_boxes(task: Task, batch: dict[str, jax.Array]) -> jax.Array:

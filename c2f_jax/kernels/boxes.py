@@ -72,8 +72,8 @@ def region_distribution(mean_attention: jax.Array, score: jax.Array, *, floor: f
     Args:
         mean_attention: A [..., h, w], not negative.
         score: [..., h, w], log odds that shift it.
-        floor: in [0, 1), share of each map's maximum that counts as background. However faint, a background all over
-            the view adds more to the deviation of `soft_box` than an object does, and much the same for all objects.
+        floor: in [0, 1), share of each map's maximum that counts as background. A faint background all over the view
+            can add more to the deviation of `soft_box` than an object does, and much the same for all objects.
 
     Returns:
         q [..., h, w] in float32 or wider; its sum over each map is 1.

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from benchmarks.ablation_report import (
     unpack,
     write_report,
 )
-from benchmarks.ablation_row import look, look_at_attention, pack, train_and_measure
+from benchmarks.ablation_row import look, look_at, pack, train_and_measure
+from c2f_jax.models.two_looks import learned_region
 from c2f_jax.training.build import build
 from c2f_jax.training.metrics import finalise
 from configs import cub50_lite0
@@ -186,7 +188,7 @@ def test_wsdan_can_look_where_coarse2fine_does():
     def fine_area(of, task):
         return finalise(of(task, state.params, state.batch_stats, batch)[0])["box/mean_area"]
 
-    got = fine_area(look_at_attention, wsdan.task)
+    got = fine_area(partial(look_at, region=learned_region), wsdan.task)
     assert got == pytest.approx(fine_area(look, ours.task), rel=1e-5)
     assert abs(got - fine_area(look, wsdan.task)) > 0.01
 
