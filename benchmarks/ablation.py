@@ -6,7 +6,7 @@ python -m benchmarks.ablation report
 
 DIR and FILE as for `configs/cub50_lite0.py`, which every row of the grid starts from. `run` takes all rows at the first
 seed, then all at the next; each is trained in a process of its own, whose output goes to a `.log` beside its workdir
-below --runs, and measured on the test part under two regions: its own, and the best fixed central box. Rows that are in
+below --runs, and measured on the test part under its own region and others (`ablation_row.py`). Rows that are in
 `benchmarks/results/ablation.jsonl` are not run again.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.ablation_report import Contrast, Shown, read_records, write_report
+from benchmarks.ablation_report import Contrast, Group, Shown, read_records, write_report
 from c2f_jax.cli import keep_compiled
 from c2f_jax.memory import restart_with_huge_pages
 from configs import cub50_lite0
@@ -39,11 +39,16 @@ _BASE: dict[str, Any] = {
 }
 _ONE_LOOK: dict[str, Any] = {"method": "attention", "stages.coarse_epochs": 12.0}
 _WSDAN: dict[str, Any] = {"method": "wsdan", "stages.coarse_epochs": 12.0}
+_BASELINE: dict[str, Any] = {
+    **{"method": "baseline", "stages.coarse_epochs": 20.0, "augment.min_side": 0.875, "augment.max_side": 0.875},
+    **{"optimizer.head_factor": 10.0, "optimizer.clip_norm": 0.0},
+}
 # As many views as WS-DAN's, of the same kinds but for the second look's region.
 _DROP: dict[str, Any] = {"loss.drop_view": True, "stages.coarse_epochs": 0.0, "stages.fine_epochs": 12.0}
 # What is fainter than a tenth of the maximum is no region; on two networks trained without, kappa by the fused loss on
 # the validation part, of 2.2, 2.6 and 3.
 _FLOOR: dict[str, Any] = {"region.floor": 0.1, "region.kappa": 2.6}
+_SHIPPED = {**_DROP, **_FLOOR}
 # Maps of 4 x 4 cells spread wider: with kappa 2 the second view is no closer than the first.
 _SMALL: dict[str, Any] = {"model.view_size": 64, "region.kappa": 1.6}
 
@@ -61,31 +66,43 @@ class Row(NamedTuple):
         return {**_BASE, **self.changes}
 
 
-# The most important first. What neither says is the config's: coarse2fine, box_gradient none, 16 maps.
+# What neither `_BASE` nor the row says is the config's: coarse2fine, box_gradient none, 16 maps. First what the claims
+# are made of, then what explains them, then what the design came from.
 GRID = [
-    Row("coarse2fine_none", {}, CONTRASTED),
-    Row("attention", _ONE_LOOK, CONTRASTED),
-    Row("random_box", {"method": "random_box"}, CONTRASTED),
-    # About twice the work per view of 128 px: what the second look costs, spent on the first.
-    Row("attention_wide", {**_ONE_LOOK, "model.view_size": 176}, CONTRASTED),
-    Row("wsdan", _WSDAN, CONTRASTED),
-    Row("coarse2fine_drop", _DROP, CONTRASTED),
-    Row("coarse2fine_drop_floor", {**_DROP, **_FLOOR}, CONTRASTED),
+    Row("coarse2fine_drop_floor", _SHIPPED, CONTRASTED),
+    Row("attention_floor", {**_ONE_LOOK, **_FLOOR}, CONTRASTED),
     Row("wsdan_floor", {**_WSDAN, **_FLOOR}, CONTRASTED),  # trained as `wsdan`, tested with our box too
-    Row("attention_floor", {**_ONE_LOOK, **_FLOOR}, CONTRASTED),  # trained as `attention`, tested with the other box
-    Row("coarse2fine_floor", _FLOOR, CONTRASTED),
-    # What of it is the region's, what the drop views': the same at random boxes; as many views without drop views.
-    Row("random_box_drop_floor", {"method": "random_box", **_DROP, **_FLOOR}, CONTRASTED),
-    Row("coarse2fine_floor_18", {"stages.coarse_epochs": 0.0, "stages.fine_epochs": 18.0, **_FLOOR}, CONTRASTED),
     # As many training views as 12 x 3 epochs of two looks and a drop view, or of WS-DAN.
     Row("attention_floor_36", {**_ONE_LOOK, "stages.coarse_epochs": 36.0, **_FLOOR}, CONTRASTED),
-    Row("coarse2fine_mapping", {"region.box_gradient": "mapping"}, CONTRASTED),
-    Row("coarse2fine_all", {"region.box_gradient": "all"}, CONTRASTED),
-    # Views of one scale, as WS-DAN has them: how much of a second look's training is scale augmentation.
+    # About twice the work per view of 128 px: what the second look costs, spent on the first.
+    Row("attention_wide", {**_ONE_LOOK, "model.view_size": 176}, CONTRASTED),
+    Row("random_box_drop_floor", {"method": "random_box", **_SHIPPED}, CONTRASTED),
+    Row("baseline", {**_BASELINE, "model.output_stride": 32}),
+    Row("baseline_s16", {**_BASELINE, "model.output_stride": 16}),
+    # As many views without drop views; then fewer, in two stages.
+    Row("coarse2fine_floor_18", {"stages.coarse_epochs": 0.0, "stages.fine_epochs": 18.0, **_FLOOR}, CONTRASTED),
+    Row("coarse2fine_floor", _FLOOR, CONTRASTED),
+    Row("coarse2fine_drop", _DROP, CONTRASTED),
+    # One change each to coarse2fine_drop_floor.
     *(
-        Row(f"{name}_0875", {**overrides, "augment.min_side": 0.875, "augment.max_side": 0.875}, CONTRASTED)
-        for name, overrides in (("attention", _ONE_LOOK), ("coarse2fine", {}))
+        Row(name, {**_SHIPPED, **change})
+        for name, change in (
+            ("mapping", {"region.box_gradient": "mapping"}),
+            ("all", {"region.box_gradient": "all"}),
+            ("lecun_normal", {"model.attention_init": "lecun_normal"}),
+            ("channels_64", {"model.feature_channels": 64}),
+            ("no_center_loss", {"loss.center_weight": 0.0}),
+            ("raw_128", {"dataset.raw_size": 128}),
+            ("stages_6_10", {"stages.coarse_epochs": 6.0, "stages.fine_epochs": 10.0}),  # as many views
+            ("maps_8", {"model.num_maps": 8}),
+            ("maps_32", {"model.num_maps": 32}),
+            ("kappa_2", {"region.kappa": 2.0}),
+        )
     ),
+    # Before floors and drop views.
+    Row("coarse2fine_none", {}, CONTRASTED),
+    Row("attention", _ONE_LOOK, CONTRASTED),
+    Row("wsdan", _WSDAN, CONTRASTED),
     # Views a quarter as long as the photos, as 448 px are to a camera's: more detail for a second look to add.
     *(
         Row(f"{name}_64", {**overrides, **_SMALL}, CONTRASTED)
@@ -110,37 +127,7 @@ GRID = [
     Row("coarse2fine_64_40", {"stages.coarse_epochs": 20.0, "stages.fine_epochs": 20.0, **_SMALL}, CONTRASTED),
     Row("attention_64_60", {**_ONE_LOOK, "stages.coarse_epochs": 60.0, **_SMALL}, CONTRASTED),
     Row("attention_64_lecun", {**_ONE_LOOK, "model.attention_init": "lecun_normal", **_SMALL}, CONTRASTED),
-    Row("coarse2fine_64_mapping", {"region.box_gradient": "mapping", **_SMALL}, CONTRASTED),
-    Row("coarse2fine_64_all", {"region.box_gradient": "all", **_SMALL}, CONTRASTED),
     Row("attention_96", {**_ONE_LOOK, "model.view_size": 96}, CONTRASTED),  # a little more work than two of 64 px
-    # Equal seconds: about as many views as the 4 + 2 x 8 of two looks.
-    Row("attention_24", {**_ONE_LOOK, "stages.coarse_epochs": 24.0}),
-    # Twice the schedule, for which one look may no longer be enough to learn from.
-    Row("coarse2fine_24", {"stages.coarse_epochs": 8.0, "stages.fine_epochs": 16.0}),
-    *(
-        Row(
-            name,
-            {
-                "method": "baseline",
-                "model.output_stride": stride,
-                "optimizer.head_factor": 10.0,
-                "optimizer.clip_norm": 0.0,
-                "stages.coarse_epochs": 20.0,
-                "augment.min_side": 0.875,
-                "augment.max_side": 0.875,
-            },
-        )
-        for name, stride in (("baseline", 32), ("baseline_s16", 16))
-    ),
-    # One change each to coarse2fine_none.
-    Row("lecun_normal", {"model.attention_init": "lecun_normal"}),
-    Row("no_center_loss", {"loss.center_weight": 0.0}),
-    Row("raw_128", {"dataset.raw_size": 128}),
-    Row("epochs_2_10", {"stages.coarse_epochs": 2.0, "stages.fine_epochs": 10.0}),
-    Row("maps_8", {"model.num_maps": 8}),
-    Row("maps_32", {"model.num_maps": 32}),
-    Row("kappa_1.73", {"region.kappa": 1.73}),
-    Row("channels_64", {"model.feature_channels": 64}),
 ]
 
 
@@ -148,67 +135,82 @@ def _fused(row: str, region: str = "own") -> Shown:
     return Shown(row, region, "fused")
 
 
-_OURS = _fused("coarse2fine_none")
+def _coarse(row: str) -> Shown:
+    return Shown(row, "own", "coarse")
+
+
+_OURS = _fused("coarse2fine_drop_floor")
+_BEFORE = _fused("coarse2fine_none")
+
 CONTRASTS = [
-    Contrast("(a) one look trained, second look through its untrained box", _OURS, _fused("attention")),
-    Contrast("(b) one look trained, second look at a fixed central box", _OURS, _fused("attention", "central")),
-    Contrast("(c) one look at a wide view, about the same work", _OURS, Shown("attention_wide", "own", "coarse")),
-    Contrast("(d) two looks trained at random boxes", _OURS, _fused("random_box")),
-    Contrast("WS-DAN's three views", _OURS, _fused("wsdan")),
-    Contrast("as many views as WS-DAN's", _fused("coarse2fine_drop"), _fused("wsdan")),
-    Contrast(
-        "(a) with drop views and a floor, equal epochs", _fused("coarse2fine_drop_floor"), _fused("attention_floor")
+    Group(
+        "What was to be shown",
+        "Of `coarse2fine_drop_floor`, which `configs/cub50_lite0.py` ships: more than (a) by 1.5 points and than "
+        "WS-DAN by 1, and a better box than the untrained one. (b) to (d) whichever way they fall.",
+        [
+            Contrast("(a) one look trained, second look through its untrained box", _OURS, _fused("attention_floor")),
+            Contrast("(a) the same, trained for as many views", _OURS, _fused("attention_floor_36")),
+            Contrast("WS-DAN", _OURS, _fused("wsdan_floor")),
+            Contrast(
+                "the box, or the untrained one",
+                Shown("coarse2fine_drop_floor", "own", "iou"),
+                Shown("attention_floor", "own", "iou"),
+            ),
+            Contrast("(b) one look trained, second at a central box", _OURS, _fused("attention_floor", "central")),
+            Contrast("(c) one look at a wide view, less work", _OURS, _coarse("attention_wide")),
+            Contrast("(d) trained at random boxes", _OURS, _fused("random_box_drop_floor")),
+        ],
     ),
-    Contrast("(a) the same, equal views", _fused("coarse2fine_drop_floor"), _fused("attention_floor_36")),
-    Contrast("WS-DAN, before it was shown our box", _fused("coarse2fine_drop_floor"), _fused("wsdan")),
-    Contrast("WS-DAN, against drop views and a floor", _fused("coarse2fine_drop_floor"), _fused("wsdan_floor")),
-    Contrast(
-        "the same, both looking where Coarse2Fine does",
-        _fused("coarse2fine_drop_floor"),
-        _fused("wsdan_floor", "attention"),
+    Group(
+        "What the difference is made of",
+        "Explored, and there are many: of twenty that are no difference, one is expected outside of its interval.",
+        [
+            Contrast("WS-DAN, looking where Coarse2Fine does", _OURS, _fused("wsdan_floor", "attention")),
+            Contrast(
+                "WS-DAN, both looking at the bird's annotated box",
+                _fused("coarse2fine_drop_floor", "object"),
+                _fused("wsdan_floor", "object"),
+            ),
+            Contrast("our box, or WS-DAN's, in WS-DAN", _fused("wsdan_floor", "attention"), _fused("wsdan_floor")),
+            Contrast("the second look in tests", _OURS, _coarse("coarse2fine_drop_floor")),
+            Contrast("the first look alone, or WS-DAN's", _coarse("coarse2fine_drop_floor"), _coarse("wsdan_floor")),
+            Contrast("as many views without drop views", _OURS, _fused("coarse2fine_floor_18")),
+            Contrast("a floor, with drop views", _OURS, _fused("coarse2fine_drop")),
+            Contrast("a floor, without drop views", _fused("coarse2fine_floor"), _BEFORE),
+            Contrast(
+                "one look, trained for three times the views", _fused("attention_floor_36"), _fused("attention_floor")
+            ),
+            Contrast("a perfect second box in tests", _fused("coarse2fine_drop_floor", "object"), _OURS),
+            Contrast("box gradient mapping, or none", _fused("mapping"), _OURS),
+            Contrast("box gradient all, or none", _fused("all"), _OURS),
+        ],
     ),
-    Contrast(
-        "the same, both looking at the bird's annotated box",
-        _fused("coarse2fine_drop_floor", "object"),
-        _fused("wsdan_floor", "object"),
+    Group(
+        "Before floors and drop views",
+        "What the design came from; explored likewise.",
+        [
+            Contrast("(a) one look trained, second through its untrained box", _BEFORE, _fused("attention")),
+            Contrast("(b) one look trained, second at a central box", _BEFORE, _fused("attention", "central")),
+            Contrast("(c) one look at a wide view, about the same work", _BEFORE, _coarse("attention_wide")),
+            Contrast("WS-DAN", _BEFORE, _fused("wsdan")),
+            Contrast("with drop views, or WS-DAN", _fused("coarse2fine_drop"), _fused("wsdan")),
+            Contrast("64 px: two looks trained, or one", _fused("coarse2fine_64"), _fused("attention_64")),
+            Contrast("64 px: two looks, or one for as many views", _fused("coarse2fine_64"), _fused("attention_64_20")),
+            Contrast("64 px: without a coarse stage", _fused("coarse2fine_64_0_18"), _fused("attention_64_36")),
+            Contrast("64 px, sixty views: two looks, or one", _fused("coarse2fine_64_40"), _fused("attention_64_60")),
+            Contrast("64 px, sixty: with drop views", _fused("coarse2fine_drop_64_20"), _fused("attention_64_60")),
+            Contrast("64 px, sixty: with drop views", _fused("coarse2fine_drop_64_20"), _fused("wsdan_64_20")),
+            Contrast("64 px: the attention's boxes, or random", _fused("coarse2fine_64"), _fused("random_box_64")),
+            Contrast("64 px: two looks, or WS-DAN", _fused("coarse2fine_64"), _fused("wsdan_64")),
+            Contrast("64 px, with drop views, or WS-DAN", _fused("coarse2fine_drop_64"), _fused("wsdan_64")),
+            Contrast("64 px, with drop views, or one look", _fused("coarse2fine_drop_64"), _fused("attention_64_36")),
+            Contrast(
+                "64 px, with drop views, or random boxes", _fused("coarse2fine_drop_64"), _fused("random_box_drop_64")
+            ),
+            Contrast("64 px: one look, orthogonal or LeCun", _fused("attention_64"), _fused("attention_64_lecun")),
+            Contrast("two looks of 64 px, or one of 96 px", _fused("coarse2fine_64"), _coarse("attention_96")),
+        ],
     ),
-    Contrast("(d) with drop views and a floor", _fused("coarse2fine_drop_floor"), _fused("random_box_drop_floor")),
-    Contrast("as many views without drop views", _fused("coarse2fine_drop_floor"), _fused("coarse2fine_floor_18")),
-    Contrast(
-        "(c) with drop views and a floor", _fused("coarse2fine_drop_floor"), Shown("attention_wide", "own", "coarse")
-    ),
-    Contrast("a floor, without drop views", _fused("coarse2fine_floor"), _OURS),
-    Contrast("a floor, with drop views", _fused("coarse2fine_drop_floor"), _fused("coarse2fine_drop")),
-    Contrast("a perfect second box in tests", _fused("coarse2fine_none", "object"), _OURS),
-    Contrast("box gradient mapping, against none", _fused("coarse2fine_mapping"), _OURS),
-    Contrast("box gradient all, against none", _fused("coarse2fine_all"), _OURS),
-    Contrast("views of one scale: two looks trained, or one", _fused("coarse2fine_0875"), _fused("attention_0875")),
-    Contrast("64 px: two looks trained, or one", _fused("coarse2fine_64"), _fused("attention_64")),
-    Contrast("64 px: two looks, or one for as many views", _fused("coarse2fine_64"), _fused("attention_64_20")),
-    Contrast("64 px: the same, without a coarse stage", _fused("coarse2fine_64_0_18"), _fused("attention_64_36")),
-    Contrast("64 px, sixty views: two looks, or one", _fused("coarse2fine_64_40"), _fused("attention_64_60")),
-    Contrast("64 px, sixty: with drop views, or one look", _fused("coarse2fine_drop_64_20"), _fused("attention_64_60")),
-    Contrast("64 px, sixty: with drop views, or WS-DAN", _fused("coarse2fine_drop_64_20"), _fused("wsdan_64_20")),
-    Contrast("64 px: the attention's boxes, or random ones", _fused("coarse2fine_64"), _fused("random_box_64")),
-    Contrast("64 px: two looks, or WS-DAN's three views", _fused("coarse2fine_64"), _fused("wsdan_64")),
-    Contrast(
-        "64 px, with drop views: the learned region, or WS-DAN's crops",
-        _fused("coarse2fine_drop_64"),
-        _fused("wsdan_64"),
-    ),
-    Contrast(
-        "64 px, with drop views, or one look for as many views",
-        _fused("coarse2fine_drop_64"),
-        _fused("attention_64_36"),
-    ),
-    Contrast(
-        "64 px, with drop views: the learned region, or random boxes",
-        _fused("coarse2fine_drop_64"),
-        _fused("random_box_drop_64"),
-    ),
-    Contrast("64 px: one look, orthogonal or LeCun normal", _fused("attention_64"), _fused("attention_64_lecun")),
-    Contrast("64 px: box gradient all, against none", _fused("coarse2fine_64_all"), _fused("coarse2fine_64")),
-    Contrast("two looks of 64 px, or one of 96 px", _fused("coarse2fine_64"), Shown("attention_96", "own", "coarse")),
 ]
 
 

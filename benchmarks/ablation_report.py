@@ -15,11 +15,13 @@ RESAMPLES = 10_000
 VIEWS = {"coarse": "#5b6770", "fine": "#c77700", "fused": "#1b5fa8"}  # colours of the plot
 # Of the fine view in tests.
 REGIONS = {"own": "", "central": ", central box", "object": ", annotated box", "attention": ", Coarse2Fine's box"}
+LABELS = {"iou": "IoU"}
 ABSENT = "–"
 
 
 class Shown(NamedTuple):
-    """What a contrast takes of a row: the test region (of `REGIONS`) and the view."""
+    """What a contrast takes of a row: the test region (of `REGIONS`), and a view's top-1 or "iou", the box's overlap
+    with the bird's."""
 
     row: str
     region: str
@@ -34,8 +36,16 @@ class Contrast(NamedTuple):
     other: Shown
 
 
+class Group(NamedTuple):
+    """Contrasts under a heading, and what is to be known of them."""
+
+    title: str
+    text: str
+    contrasts: Sequence[Contrast]
+
+
 class Difference(NamedTuple):
-    """A contrast's outcome, in fractions of the test images."""
+    """A contrast's outcome, in fractions (of the test images, or IoU)."""
 
     mean: float
     low: float
@@ -80,7 +90,7 @@ def paired_bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES) -> 
     """The 95 % interval of the mean over seeds and images, both drawn with replacement.
 
     Args:
-        differences: [S, N], one model's correctness minus the other's on the same seed and image.
+        differences: [S, N], one model's correctness (or IoU) minus the other's on the same seed and image.
         resamples: how many means to draw.
 
     Returns:
@@ -100,21 +110,28 @@ def paired_bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES) -> 
     return float(low), float(high)
 
 
+def by_image(record: Mapping[str, Any], shown: Shown) -> np.ndarray | None:
+    """What is shown of a line, by image [N], as fractions; None where it was not measured."""
+    region = record["regions"][shown.region]
+    if shown.view != "iou":
+        return unpack(region["right"][shown.view], record["test_images"]).astype(np.float64)
+    packed = region.get("iou")
+    return None if packed is None else np.frombuffer(bytes.fromhex(packed), np.uint8) / 255
+
+
 def difference(records: Records, contrast: Contrast, *, resamples: int = RESAMPLES) -> Difference | None:
     """The contrast on the seeds that both rows have; None where there is no such seed."""
-
-    def right(shown: Shown, seed: int) -> np.ndarray:
-        record = records[shown.row, seed]
-        packed = record["regions"][shown.region]["right"][shown.view]
-        return unpack(packed, record["test_images"]).astype(np.float64)
-
-    one, other = ({seed for name, seed in records if name == shown.row} for shown in contrast[1:])
-    common = sorted(one & other)
-    if not common:
+    one, other = (
+        {seed: by_image(record, shown) for (name, seed), record in records.items() if name == shown.row}
+        for shown in contrast[1:]
+    )
+    pairs = [(one[seed], other[seed]) for seed in sorted(one.keys() & other.keys())]
+    differences = [first - second for first, second in pairs if first is not None and second is not None]
+    if not differences:
         return None
-    differences = np.stack([right(contrast.one, seed) - right(contrast.other, seed) for seed in common])
-    low, high = paired_bootstrap(differences, resamples=resamples)
-    return Difference(float(differences.mean()), low, high, len(common))
+    stacked = np.stack(differences)
+    low, high = paired_bootstrap(stacked, resamples=resamples)
+    return Difference(float(stacked.mean()), low, high, len(stacked))
 
 
 def reading(outcome: Difference) -> str:
@@ -211,7 +228,7 @@ def _origin(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _contrast(contrast: Contrast, outcome: Difference | None) -> list[str]:
-    sides = [f"`{side.row}` {side.view}{REGIONS[side.region]}" for side in contrast[1:]]
+    sides = [f"`{side.row}` {LABELS.get(side.view, side.view)}{REGIONS[side.region]}" for side in contrast[1:]]
     if outcome is None:
         return [contrast.name, *sides, ABSENT, ABSENT, "0", "not run"]
     mean, low, high = (f"{100 * value:+.1f}" for value in outcome[:3])
@@ -279,25 +296,25 @@ TRAINING_TEXT = (
 )
 
 
-def write_report(records: Records, names: Sequence[str], contrasts: Sequence[Contrast], folder: Path) -> None:
+def write_report(records: Records, names: Sequence[str], groups: Sequence[Group], folder: Path) -> None:
     """Writes `results.md`, `results.png` and `results_training.png`.
 
     Args:
         records: of `read_records`.
         names: of the rows, in the order of the tables.
-        contrasts: to be tested.
+        groups: of the contrasts to be tested.
         folder: for the files.
     """
     known = {name: rows for name in names if (rows := of_row(records, name))}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.md").write_text("\n".join(_page(records, known, names, contrasts)))
+    (folder / "results.md").write_text("\n".join(_page(records, known, names, groups)))
     if known:
         _plot(known, folder / "results.png")
         _plot_training(known, folder / "results_training.png")
 
 
 def _page(
-    records: Records, known: dict[str, list[dict[str, Any]]], names: Sequence[str], contrasts: Sequence[Contrast]
+    records: Records, known: dict[str, list[dict[str, Any]]], names: Sequence[str], groups: Sequence[Group]
 ) -> list[str]:
     lines = [
         "# Does the second look pay?",
@@ -332,16 +349,19 @@ def _page(
     missing = [name for name in names if name not in known]
     if missing:
         lines.append(f"Declared and not run yet: {', '.join(missing)}.")
-    lines += ["", "![Top-1 by row and view](results.png)", "", "## Contrasts", ""]
     lines += [
-        f"Top-1, percentage points. Interval: 95 %, paired bootstrap over images and seeds, {RESAMPLES} resamples;",
-        f"with fewer than {SEEDS_OF_A_CLAIM} seeds nothing is claimed.",
+        f"Contrasts: top-1 or IoU, percentage points; 95 % intervals of a paired bootstrap over images and seeds, "
+        f"{RESAMPLES} resamples; with fewer than {SEEDS_OF_A_CLAIM} seeds nothing is claimed.",
+        "",
+        "![Top-1 by row and view](results.png)",
         "",
     ]
-    lines += table(
-        ["contrast", "one", "against", "difference", "95 % interval", "seeds", "reading"],
-        [_contrast(contrast, difference(records, contrast)) for contrast in contrasts],
-    )
+    for group in groups:
+        lines += [f"## {group.title}", "", group.text, ""]
+        lines += table(
+            ["contrast", "one", "against", "difference", "95 % interval", "seeds", "reading"],
+            [_contrast(contrast, difference(records, contrast)) for contrast in group.contrasts],
+        )
     for title, text, header, cells in TABLES:
         lines += [f"## {title}", "", text, ""]
         lines += table(

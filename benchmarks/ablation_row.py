@@ -15,6 +15,7 @@ import numpy as np
 from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
+from c2f_jax.kernels import iou
 from c2f_jax.models.two_looks import (
     Look,
     Region,
@@ -47,12 +48,22 @@ class Part(NamedTuple):
     Attributes:
         metrics: as in `results.json`.
         right: by view, bool [N] in the part's order.
-        ious: best overlap by image and threshold [N, T], or None without attention or boxes.
+        iou: of the fine view and the object's box [N], or None without either.
+        map_ious: best overlap by image and threshold [N, T], or None without attention or boxes.
     """
 
     metrics: dict[str, float]
     right: dict[str, np.ndarray]
-    ious: np.ndarray | None
+    iou: np.ndarray | None
+    map_ious: np.ndarray | None
+
+    def line(self) -> dict[str, Any]:
+        """What a JSON line holds of it."""
+        return {
+            "metrics": self.metrics,
+            "right": {view: np.packbits(values).tobytes().hex() for view, values in self.right.items()},
+            "iou": None if self.iou is None else np.rint(255 * self.iou).astype(np.uint8).tobytes().hex(),
+        }
 
 
 def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, Any]:
@@ -68,8 +79,9 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         What is known of the run, for a JSON line. `regions` holds the test metrics under "own" (the model's box; none
         looks twice for the baseline), "central" (the best fixed box of the coarse view), "object" (the annotated box;
         None where there is none) and "attention" (Coarse2Fine's, of a network that was neither taught nor tested with
-        it: WS-DAN's; None for others) and, as `right`, whether each image's likeliest class was the true one by each
-        view, in test order, eight to a byte, first bit highest, in hexadecimal.
+        it: WS-DAN's; None for others). With them, by image in test order and in hexadecimal: `right`, whether the
+        likeliest class was the true one by each view, eight to a byte, first bit highest, filled up with zeros;
+        `iou`, of the fine view and the object's box in 255ths, a byte each, or None without either.
 
     Raises:
         ValueError: without a validation part.
@@ -97,8 +109,8 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         at_attention = partial(jax.jit(partial(look_at, run.task, region=learned_region)), params, batch_stats)
         soft = measure(run.evaluation_batches(run.splits.test), at_attention)
     boxes = None
-    if validation.ious is not None and test.ious is not None:
-        boxes = max_box_accuracy(validation.ious, test.ious)._asdict()
+    if validation.map_ious is not None and test.map_ious is not None:
+        boxes = max_box_accuracy(validation.map_ious, test.map_ious)._asdict()
     mapping = params.get("inverse_mapping")
     per_step = config.train.batch_size / len(run.splits.train)
     return {
@@ -119,15 +131,10 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         "max_box_accuracy": boxes,
         "validation": validation.metrics,
         "regions": {
-            "own": {"metrics": test.metrics, "right": pack(test.right)},
-            "central": {
-                "side": side,
-                "validation_by_side": chosen_by,
-                "metrics": fixed.metrics,
-                "right": pack(fixed.right),
-            },
-            "object": None if known is None else {"metrics": known.metrics, "right": pack(known.right)},
-            "attention": None if soft is None else {"metrics": soft.metrics, "right": pack(soft.right)},
+            "own": test.line(),
+            "central": {"side": side, "validation_by_side": chosen_by, **fixed.line()},
+            "object": None if known is None else known.line(),
+            "attention": None if soft is None else soft.line(),
         },
     }
 
@@ -184,7 +191,8 @@ def history(workdir: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def look(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> tuple[Sums, dict[str, jax.Array]]:
-    """All metrics of a batch, and by example: "right/<view>" bool [B], and `attention` over the image where there is.
+    """All metrics of a batch, and by example: "right/<view>" bool [B], and where there are such, `iou` of the fine
+    view and the object's box [B] and `attention` over the image.
 
     Args:
         task: what is evaluated, with its own rule for the second look.
@@ -193,6 +201,8 @@ def look(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array])
     """
     looks = predict(task, params, batch_stats, batch)
     examples = {f"right/{view}": rank(values, batch["label"]) < 1 for view, values in log_probabilities(looks).items()}
+    if "fine" in looks and "box" in batch:
+        examples["iou"] = iou(looks["fine"].box, batch["box"])
     if "attention_maps" in looks["coarse"].out:
         examples["attention"] = attention_over_image(looks["coarse"], MAP_SIZE)
     return metric_sums(looks, batch), examples
@@ -230,23 +240,21 @@ def object_boxes(task: Task, batch: dict[str, jax.Array]) -> jax.Array:
 def measure(batches: Iterable[dict[str, jax.Array]], step: Any) -> Part:
     """All of a part: sums of the metrics, and what is known by example, without the filling. step: batch -> `look`."""
     total: Sums | None = None
-    right: dict[str, list[np.ndarray]] = {}
-    ious: list[np.ndarray] = []
+    found: dict[str, list[np.ndarray]] = {}
     for batch in batches:
         sums, examples = step(batch)
         total = merge(total, sums)
         counted = np.asarray(batch["mask"]) > 0
         examples = {name: np.asarray(values)[counted] for name, values in examples.items()}
+        if "attention" in examples:
+            maps = examples.pop("attention")
+            if "box" in batch:
+                examples["map_ious"] = best_ious(maps, np.asarray(batch["box"])[counted])
         for name, values in examples.items():
-            if name.startswith("right/"):
-                right.setdefault(name.removeprefix("right/"), []).append(values)
-        if "attention" in examples and "box" in batch:
-            ious.append(best_ious(examples["attention"], np.asarray(batch["box"])[counted]))
-    return Part(
-        finalise(total or {}),
-        {view: np.concatenate(values) for view, values in right.items()},
-        np.concatenate(ious) if ious else None,
-    )
+            found.setdefault(name, []).append(values)
+    whole = {name: np.concatenate(values) for name, values in found.items()}
+    right = {name.removeprefix("right/"): values for name, values in whole.items() if name.startswith("right/")}
+    return Part(finalise(total or {}), right, whole.get("iou"), whole.get("map_ious"))
 
 
 def choose_side(run: Run, step: Any) -> tuple[float, dict[str, float]]:
@@ -257,11 +265,6 @@ def choose_side(run: Run, step: Any) -> tuple[float, dict[str, float]]:
     }
     best = max(found, key=lambda side: (found[side]["fused/top_1_accuracy"], -found[side]["fused/loss"]))
     return best, {str(side): metrics["fused/top_1_accuracy"] for side, metrics in found.items()}
-
-
-def pack(right: dict[str, np.ndarray]) -> dict[str, str]:
-    """By view: bool [N] -> hexadecimal, eight to a byte, the first the highest bit; filled up with zeros."""
-    return {view: np.packbits(values).tobytes().hex() for view, values in right.items()}
 
 
 def source_state(root: Path) -> dict[str, Any]:

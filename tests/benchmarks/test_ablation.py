@@ -10,8 +10,10 @@ from PIL import Image
 
 from benchmarks import ablation
 from benchmarks.ablation_report import (
+    SEEDS_OF_A_CLAIM,
     Contrast,
     Difference,
+    Group,
     Shown,
     difference,
     paired_bootstrap,
@@ -20,7 +22,7 @@ from benchmarks.ablation_report import (
     unpack,
     write_report,
 )
-from benchmarks.ablation_row import look, look_at, pack, train_and_measure
+from benchmarks.ablation_row import Part, look, look_at, train_and_measure
 from c2f_jax.models.two_looks import learned_region
 from c2f_jax.training.build import build
 from c2f_jax.training.metrics import finalise
@@ -30,8 +32,8 @@ from tests.tiny import tiny_config
 IMAGES = 21
 
 
-def line(name, seed, *, coarse, fused=None, overrides=None):
-    """A line of results; coarse, fused: which of the images are right."""
+def line(name, seed, *, coarse, fused=None, iou=None, overrides=None):
+    """A line of results; coarse, fused: which of the images are right; iou: of the box, by image."""
 
     def region(views):
         metrics = {}
@@ -39,7 +41,7 @@ def line(name, seed, *, coarse, fused=None, overrides=None):
             metrics[f"{view}/top_1_accuracy"] = float(np.mean(right))
             metrics |= {f"{view}/{name}": 0.5 for name in ("mean_per_class_accuracy", "top_5_accuracy")}
             metrics |= {f"{view}/calibration_error": 0.25, f"{view}/loss": 1.5}
-        return {"metrics": metrics, "right": pack(views)}
+        return Part(metrics, views, iou, None).line()
 
     looks = {"coarse": coarse} if fused is None else {"coarse": coarse, "fine": ~coarse, "fused": fused}
     twice = {"coarse": coarse, "fine": coarse, "fused": coarse}
@@ -65,8 +67,11 @@ def right(count):
 
 def test_right_answers_go_through_the_lines():
     views = {"coarse": np.random.default_rng(0).random(IMAGES) > 0.5}
-    np.testing.assert_array_equal(unpack(pack(views)["coarse"], IMAGES), views["coarse"])
-    assert pack({"a": np.array([True, False, False, True])}) == {"a": "90"}
+    packed = Part({}, views, None, None).line()
+    np.testing.assert_array_equal(unpack(packed["right"]["coarse"], IMAGES), views["coarse"])
+    assert packed["iou"] is None
+    packed = Part({}, {"a": np.array([True, False, False, True])}, np.array([0.0, 1.0, 0.2]), None).line()
+    assert packed == {"metrics": {}, "right": {"a": "90"}, "iou": "00ff33"}
 
 
 def test_bootstrap_by_hand():
@@ -85,6 +90,18 @@ def test_a_contrast_takes_the_seeds_in_common():
     got = difference(records, Contrast("", Shown("a", "own", "fused"), Shown("b", "central", "coarse")), resamples=200)
     assert got.seeds == 2 and got.mean == pytest.approx((3 + 6) / 2 / IMAGES)
     assert difference(records, Contrast("", Shown("a", "own", "fused"), Shown("c", "own", "fused"))) is None
+
+
+def test_a_contrast_of_boxes():
+    """On the lines that hold them: lines of before do not, nor do rows without a box."""
+    shared = np.linspace(0.0, 0.8, IMAGES)
+    records = {("a", seed): line("a", seed, coarse=right(9), iou=shared + 0.2) for seed in range(3)}
+    records |= {("b", seed): line("b", seed, coarse=right(9), iou=shared) for seed in (0, 1)}
+    records["b", 2] = line("b", 2, coarse=right(9))
+    del records["b", 1]["regions"]["own"]["iou"]
+    contrast = Contrast("", Shown("a", "own", "iou"), Shown("b", "own", "iou"))
+    # Each image's is kept to a 255th.
+    assert difference(records, contrast, resamples=50) == pytest.approx((0.2, 0.2, 0.2, 1), abs=1 / 255)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +123,8 @@ def test_the_report(tmp_path):
     lines.append(line("one", 0, coarse=right(7), overrides={"method": "baseline"}))
     results.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     contrast = Contrast("two against one", Shown("two", "own", "fused"), Shown("one", "own", "coarse"))
-    write_report(read_records(results), ["two", "one", "three"], [contrast], tmp_path)
+    groups = [Group("Twice", "Of two rows.", [contrast])]
+    write_report(read_records(results), ["two", "one", "three"], groups, tmp_path)
     page = (tmp_path / "results.md").read_text()
     assert "first 50 classes of CUB-200-2011" in page and "two 3, one 1" in page and "not run yet: three" in page
     assert "| `two` | 3 | 42.9 ± 0.0 | 57.1 ± 0.0 | 61.9 ± 4.8 | 42.9 ± 0.0 | 0.7, 0.7, 0.7 | – |" in page
@@ -114,13 +132,14 @@ def test_the_report(tmp_path):
     # Coarse: 9 of 21 right; fine: the others; fused: 12 to 14.
     assert "| `two` | 3 | 19.0 ± 4.8 | 0.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 |" in page
     assert "| `one` | 1 | – | – | – | – |" in page
+    assert "## Twice\n\nOf two rows.\n" in page
     assert "| two against one | `two` fused | `one` coarse | +23.8 |" in page and "no claim: 1 of 5 seeds" in page
     assert "`--config.method=baseline` | 0 | 0123456789 |" in page
     for name in ("results.png", "results_training.png"):
         with Image.open(tmp_path / name) as plot:
             assert min(plot.size) > 100
     again = page
-    write_report(read_records(results), ["two", "one", "three"], [contrast], tmp_path)
+    write_report(read_records(results), ["two", "one", "three"], groups, tmp_path)
     assert (tmp_path / "results.md").read_text() == again
 
 
@@ -166,10 +185,12 @@ def test_every_row_is_a_config():
         config = ablation.config_of(row, 3, data="DIR", weights="FILE")
         assert (config.seed, config.dataset.path, config.model.pretrained) == (3, "DIR", "FILE")
         assert config.dataset.validation_fraction > 0
-    for contrast in ablation.CONTRASTS:
+    for contrast in (contrast for group in ablation.CONTRASTS for contrast in group.contrasts):
+        assert {shown.row for shown in contrast[1:]} <= set(names)
+    for contrast in ablation.CONTRASTS[0].contrasts:
         for shown in contrast[1:]:
             (row,) = (row for row in ablation.GRID if row.name == shown.row)
-            assert len(row.seeds) >= 5
+            assert len(row.seeds) >= SEEDS_OF_A_CLAIM
     with pytest.raises(KeyError):
         ablation.config_of(ablation.Row("misspelt", {"stages.coarse_epoch": 1.0}), 0, data="", weights="")
 
@@ -210,6 +231,11 @@ def test_a_finished_run_is_measured(finished, tmp_path):
             accuracy = np.mean(unpack(packed, IMAGES))
             assert accuracy == pytest.approx(region["metrics"][f"{view}/top_1_accuracy"])
     assert own["right"]["coarse"] == central["right"]["coarse"]
+    for region in got["regions"].values():
+        if region is not None:
+            overlap = np.frombuffer(bytes.fromhex(region["iou"]), np.uint8) / 255
+            assert len(overlap) == IMAGES
+            assert np.mean(overlap) == pytest.approx(region["metrics"]["box/mean_iou"], abs=1 / 255)
     sides = central["validation_by_side"]
     assert len(sides) == 7 and sides[str(central["side"])] == max(sides.values())
     assert 0.0 < got["overlap_at_start"] <= 1.0
