@@ -87,7 +87,6 @@ GRID = [
     *(
         Row(name, {**_SHIPPED, **change})
         for name, change in (
-            ("jitter", {"region.jitter": 0.5}),
             ("mapping", {"region.box_gradient": "mapping"}),
             ("all", {"region.box_gradient": "all"}),
             ("lecun_normal", {"model.attention_init": "lecun_normal"}),
@@ -182,7 +181,6 @@ CONTRASTS = [
                 "one look, trained for three times the views", _fused("attention_floor_36"), _fused("attention_floor")
             ),
             Contrast("a perfect second box in tests", _fused("coarse2fine_drop_floor", "object"), _OURS),
-            Contrast("second boxes scaled and moved at random in training", _fused("jitter"), _OURS),
             Contrast("box gradient mapping, or none", _fused("mapping"), _OURS),
             Contrast("box gradient all, or none", _fused("all"), _OURS),
         ],

@@ -58,9 +58,6 @@ def get_config() -> ml_collections.ConfigDict:
     region.min_side = 0.3  # limits of the box's sides, learned or random, fraction of the coarse view (ours)
     region.max_side = 1.0
     region.kappa = 3.0**0.5  # half sides in standard deviations at the start; sqrt(3): exact for a uniform block (ours)
-    region.jitter = (
-        0.0  # in training, how far the second box is scaled and moved at random, a share of its sides (ours)
-    )
     region.floor = 0.0  # share of the mean map's maximum that counts as background, not as region (ours)
 
     config.loss = loss = ml_collections.ConfigDict()

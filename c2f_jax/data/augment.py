@@ -47,32 +47,6 @@ def random_boxes(keys: jax.Array, square: jax.Array, *, min_side: float, max_sid
     return jax.vmap(one)(stream(keys, CROP), square)
 
 
-def jitter_boxes(keys: jax.Array, boxes: jax.Array, *, amount: float) -> jax.Array:
-    """Boxes of a view, scaled and moved at random but kept in it.
-
-    Args:
-        keys: [B].
-        boxes: [B, 4] in the view's coordinates, not mirrored.
-        amount: sides are multiplied by U(1 - amount, 1 + amount), the same for both, up to the view's own; then
-            centres move by U(-amount, amount) of half a side along each axis.
-
-    Returns:
-        Boxes [B, 4].
-    """
-
-    def one(key: jax.Array, box: jax.Array) -> jax.Array:
-        side_key, place_key = jax.random.split(key)
-        sides = box[2:] - box[:2]
-        sides = jnp.minimum(sides * jax.random.uniform(side_key, minval=1.0 - amount, maxval=1.0 + amount), 1.0)
-        moved = (
-            0.5 * (box[2:] + box[:2]) + jax.random.uniform(place_key, (2,), minval=-amount, maxval=amount) * sides / 2
-        )
-        centre = jnp.clip(moved, sides / 2, 1.0 - sides / 2)
-        return jnp.concatenate([centre - sides / 2, centre + sides / 2])
-
-    return jax.vmap(one)(keys, boxes)
-
-
 def random_colour(
     keys: jax.Array, views: jax.Array, *, brightness: float, saturation: tuple[float, float]
 ) -> jax.Array:

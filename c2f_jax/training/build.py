@@ -48,8 +48,6 @@ def check(config: Any) -> None:
         )
     if not 0.0 <= config.region.floor < 1.0:
         raise UserError(f"region.floor must lie in [0, 1); got {config.region.floor}")
-    if not 0.0 <= config.region.jitter < 1.0:
-        raise UserError(f"region.jitter must lie in [0, 1); got {config.region.jitter}")
     if not 0.0 < config.augment.min_side <= config.augment.max_side <= 1.0:
         raise UserError(
             "augment.min_side and augment.max_side must satisfy 0 < min <= max <= 1; "
@@ -173,12 +171,11 @@ def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
         return Stage(name, start, steps, loss, tx, schedule, probe)
 
     region = config.region
-    taught_region = partial(losses.taught_region, jitter=region.jitter)
     random_region = partial(losses.random_region, min_side=region.min_side, max_side=region.max_side)
     sampled_crop = partial(losses.sampled_crop_region, size=config.model.view_size)
     drop_view = config.loss.drop_view
     fine_losses = {
-        "coarse2fine": partial(losses.fine_loss, region=taught_region, drop_view=drop_view),
+        "coarse2fine": partial(losses.fine_loss, region=losses.taught_region, drop_view=drop_view),
         "random_box": partial(losses.fine_loss, region=random_region, drop_view=drop_view),
         "wsdan": partial(losses.fine_loss, region=sampled_crop, drop_view=True),
     }

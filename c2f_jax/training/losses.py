@@ -144,12 +144,10 @@ def fine_loss(
     return _finish(task, state, batch, logits, looks)
 
 
-def taught_region(keys: jax.Array, out: dict[str, jax.Array], *, jitter: float) -> jax.Array:
-    """The learned box, of Coarse2Fine, as far as `jitter` (of `augment.jitter_boxes`) leaves it in its place."""
-    boxes = learned_region(out)
-    if not jitter:
-        return boxes
-    return augment.jitter_boxes(augment.stream(keys, augment.REGION), boxes, amount=jitter)
+def taught_region(keys: jax.Array, out: dict[str, jax.Array]) -> jax.Array:
+    """The learned box, of Coarse2Fine."""
+    del keys
+    return learned_region(out)
 
 
 def random_region(keys: jax.Array, out: dict[str, jax.Array], *, min_side: float, max_side: float) -> jax.Array:
