@@ -173,6 +173,7 @@ CONTRASTS = [
             ),
             Contrast("our box, or WS-DAN's, in WS-DAN", _fused("wsdan_floor", "attention"), _fused("wsdan_floor")),
             Contrast("the second look in tests", _OURS, _coarse("coarse2fine_drop_floor")),
+            Contrast("(a) by the first look alone", _coarse("coarse2fine_drop_floor"), _coarse("attention_floor")),
             Contrast("the first look alone, or WS-DAN's", _coarse("coarse2fine_drop_floor"), _coarse("wsdan_floor")),
             Contrast("as many views without drop views", _OURS, _fused("coarse2fine_floor_18")),
             Contrast("a floor, with drop views", _OURS, _fused("coarse2fine_drop")),
