@@ -340,8 +340,9 @@ def _page(
 
     packages = ", ".join(f"{name} {all_of('versions', name)}" for name in everything[0]["versions"])
     lines += [
-        f"{all_of('train_images')} training and {all_of('test_images')} test images; the last checkpoint, nothing "
-        f"chosen by the test part. On {all_of('device_count')} x {all_of('device')}; {packages}.",
+        f"{all_of('train_images')} training and {all_of('test_images')} test images; the last checkpoint, "
+        "and within a run nothing is chosen by the test part. "
+        f"On {all_of('device_count')} x {all_of('device')}; {packages}.",
         "Mean ± standard deviation over seeds; of one seed the value alone. Seeds by row: "
         + ", ".join(f"{name} {len(rows)}" for name, rows in known.items())
         + ".",
