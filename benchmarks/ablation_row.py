@@ -15,7 +15,7 @@ import numpy as np
 from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
-from c2f_jax.kernels import iou
+from c2f_jax.kernels import area, contains, iou
 from c2f_jax.models.two_looks import (
     Look,
     Region,
@@ -34,6 +34,7 @@ from c2f_jax.training.steps import predict
 
 CENTRAL_SIDES = tuple(i / 10 for i in range(4, 11))  # of the coarse view
 MAP_SIZE = 128  # cells a side of the mean attention over the image, for MaxBoxAccV2
+OF_BOXES = ("area", "iou", "parts_inside")  # known by image
 FOLLOWED = (  # over training
     *(f"{view}/top_1_accuracy" for view in ("coarse", "fine", "fused")),
     *(f"gradient/attention_by_{way}" for way in ("class", "box")),
@@ -48,13 +49,13 @@ class Part(NamedTuple):
     Attributes:
         metrics: as in `results.json`.
         right: by view, bool [N] in the part's order.
-        iou: of the fine view and the object's box [N], or None without either.
+        boxes: of the fine view's box, by what is known of it, [N] in 0 to 1; as in `look`.
         map_ious: best overlap by image and threshold [N, T], or None without attention or boxes.
     """
 
     metrics: dict[str, float]
     right: dict[str, np.ndarray]
-    iou: np.ndarray | None
+    boxes: dict[str, np.ndarray]
     map_ious: np.ndarray | None
 
     def line(self) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class Part(NamedTuple):
         return {
             "metrics": self.metrics,
             "right": {view: np.packbits(values).tobytes().hex() for view, values in self.right.items()},
-            "iou": None if self.iou is None else np.rint(255 * self.iou).astype(np.uint8).tobytes().hex(),
+            **{name: np.rint(255 * values).astype(np.uint8).tobytes().hex() for name, values in self.boxes.items()},
         }
 
 
@@ -81,7 +82,7 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         None where there is none) and "attention" (Coarse2Fine's, of a network that was neither taught nor tested with
         it: WS-DAN's; None for others). With them, by image in test order and in hexadecimal: `right`, whether the
         likeliest class was the true one by each view, eight to a byte, first bit highest, filled up with zeros;
-        `iou`, of the fine view and the object's box in 255ths, a byte each, or None without either.
+        `area`, `iou` and `parts_inside` of the fine view's box in 255ths, a byte each, as far as they are known.
 
     Raises:
         ValueError: without a validation part.
@@ -191,8 +192,9 @@ def history(workdir: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def look(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> tuple[Sums, dict[str, jax.Array]]:
-    """All metrics of a batch, and by example: "right/<view>" bool [B], and where there are such, `iou` of the fine
-    view and the object's box [B] and `attention` over the image.
+    """All metrics of a batch, and by example: "right/<view>" bool [B]; of the fine view's box, where there is one, its
+    `area` [B], and where they are known its `iou` with the object's and the share of visible `parts_inside` (0 where
+    none is visible); and with attention maps `attention` over the image.
 
     Args:
         task: what is evaluated, with its own rule for the second look.
@@ -201,8 +203,15 @@ def look(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array])
     """
     looks = predict(task, params, batch_stats, batch)
     examples = {f"right/{view}": rank(values, batch["label"]) < 1 for view, values in log_probabilities(looks).items()}
-    if "fine" in looks and "box" in batch:
-        examples["iou"] = iou(looks["fine"].box, batch["box"])
+    if "fine" in looks:
+        box = looks["fine"].box
+        examples["area"] = area(box)
+        if "box" in batch:
+            examples["iou"] = iou(box, batch["box"])
+        if "parts" in batch:
+            visible = batch["part_visible"]
+            inside = jnp.sum(contains(box, batch["parts"]) * visible, axis=-1)
+            examples["parts_inside"] = inside / jnp.maximum(jnp.sum(visible, axis=-1), 1)
     if "attention_maps" in looks["coarse"].out:
         examples["attention"] = attention_over_image(looks["coarse"], MAP_SIZE)
     return metric_sums(looks, batch), examples
@@ -254,7 +263,8 @@ def measure(batches: Iterable[dict[str, jax.Array]], step: Any) -> Part:
             found.setdefault(name, []).append(values)
     whole = {name: np.concatenate(values) for name, values in found.items()}
     right = {name.removeprefix("right/"): values for name, values in whole.items() if name.startswith("right/")}
-    return Part(finalise(total or {}), right, whole.get("iou"), whole.get("map_ious"))
+    boxes = {name: whole[name] for name in OF_BOXES if name in whole}
+    return Part(finalise(total or {}), right, boxes, whole.get("map_ious"))
 
 
 def choose_side(run: Run, step: Any) -> tuple[float, dict[str, float]]:

@@ -19,10 +19,11 @@ from benchmarks.ablation_report import (
     paired_bootstrap,
     read_records,
     reading,
+    t_interval,
     unpack,
     write_report,
 )
-from benchmarks.ablation_row import Part, look, look_at, train_and_measure
+from benchmarks.ablation_row import OF_BOXES, Part, look, look_at, train_and_measure
 from c2f_jax.models.two_looks import learned_region
 from c2f_jax.training.build import build
 from c2f_jax.training.metrics import finalise
@@ -32,8 +33,8 @@ from tests.tiny import tiny_config
 IMAGES = 21
 
 
-def line(name, seed, *, coarse, fused=None, iou=None, overrides=None):
-    """A line of results; coarse, fused: which of the images are right; iou: of the box, by image."""
+def line(name, seed, *, coarse, fused=None, boxes=None, overrides=None):
+    """A line of results; coarse, fused: which of the images are right; boxes: what is known of them, by image."""
 
     def region(views):
         metrics = {}
@@ -41,7 +42,7 @@ def line(name, seed, *, coarse, fused=None, iou=None, overrides=None):
             metrics[f"{view}/top_1_accuracy"] = float(np.mean(right))
             metrics |= {f"{view}/{name}": 0.5 for name in ("mean_per_class_accuracy", "top_5_accuracy")}
             metrics |= {f"{view}/calibration_error": 0.25, f"{view}/loss": 1.5}
-        return Part(metrics, views, iou, None).line()
+        return Part(metrics, views, boxes or {}, None).line()
 
     looks = {"coarse": coarse} if fused is None else {"coarse": coarse, "fine": ~coarse, "fused": fused}
     twice = {"coarse": coarse, "fine": coarse, "fused": coarse}
@@ -67,10 +68,9 @@ def right(count):
 
 def test_right_answers_go_through_the_lines():
     views = {"coarse": np.random.default_rng(0).random(IMAGES) > 0.5}
-    packed = Part({}, views, None, None).line()
+    packed = Part({}, views, {}, None).line()
     np.testing.assert_array_equal(unpack(packed["right"]["coarse"], IMAGES), views["coarse"])
-    assert packed["iou"] is None
-    packed = Part({}, {"a": np.array([True, False, False, True])}, np.array([0.0, 1.0, 0.2]), None).line()
+    packed = Part({}, {"a": np.array([True, False, False, True])}, {"iou": np.array([0.0, 1.0, 0.2])}, None).line()
     assert packed == {"metrics": {}, "right": {"a": "90"}, "iou": "00ff33"}
 
 
@@ -84,37 +84,49 @@ def test_bootstrap_by_hand():
     assert (low, high) == pytest.approx((0.5 - 1.96 / 40, 0.5 + 1.96 / 40), abs=0.004)
 
 
+def test_t_interval_by_hand():
+    """Of 1 to 5: mean 3, standard error sqrt(2.5 / 5); the table's t for 4 degrees of freedom is 2.776."""
+    half = 2.776445 * np.sqrt(0.5)
+    assert t_interval(np.arange(1.0, 6.0)) == pytest.approx((3 - half, 3 + half), rel=1e-6)
+    assert t_interval(np.array([0.25, 0.25])) == (0.25, 0.25)
+
+
 def test_a_contrast_takes_the_seeds_in_common():
     records = {("a", seed): line("a", seed, coarse=right(9), fused=right(12)) for seed in range(3)}
     records |= {("b", seed): line("b", seed, coarse=right(9 if seed == 1 else 6)) for seed in (1, 2, 4)}
     got = difference(records, Contrast("", Shown("a", "own", "fused"), Shown("b", "central", "coarse")), resamples=200)
     assert got.seeds == 2 and got.mean == pytest.approx((3 + 6) / 2 / IMAGES)
+    assert got.by_seed == pytest.approx(t_interval(np.array([3, 6]) / IMAGES))
     assert difference(records, Contrast("", Shown("a", "own", "fused"), Shown("c", "own", "fused"))) is None
 
 
 def test_a_contrast_of_boxes():
     """On the lines that hold them: lines of before do not, nor do rows without a box."""
     shared = np.linspace(0.0, 0.8, IMAGES)
-    records = {("a", seed): line("a", seed, coarse=right(9), iou=shared + 0.2) for seed in range(3)}
-    records |= {("b", seed): line("b", seed, coarse=right(9), iou=shared) for seed in (0, 1)}
-    records["b", 2] = line("b", 2, coarse=right(9))
+    records = {("a", seed): line("a", seed, coarse=right(9), boxes={"iou": shared + 0.2}) for seed in range(3)}
+    records |= {("b", seed): line("b", seed, coarse=right(9), boxes={"iou": shared}) for seed in (0, 1)}
+    records["b", 2] = line("b", 2, coarse=right(9), boxes={"area": shared})
     del records["b", 1]["regions"]["own"]["iou"]
     contrast = Contrast("", Shown("a", "own", "iou"), Shown("b", "own", "iou"))
     # Each image's is kept to a 255th.
-    assert difference(records, contrast, resamples=50) == pytest.approx((0.2, 0.2, 0.2, 1), abs=1 / 255)
+    got = difference(records, contrast, resamples=50)
+    assert (got.seeds, got.by_seed) == (1, None)
+    assert (got.mean, *got.by_image) == pytest.approx((0.2, 0.2, 0.2), abs=1 / 255)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said"),
+    ("seeds", "by_image", "by_seed", "said"),
     [
-        (Difference(0.1, 0.05, 0.15, 4), "no claim: 4 of 5 seeds"),
-        (Difference(0.1, 0.05, 0.15, 5), "higher"),
-        (Difference(-0.1, -0.2, -0.05, 5), "lower"),
-        (Difference(0.1, -0.05, 0.25, 5), "not told apart"),
+        (4, (0.05, 0.15), (0.05, 0.15), "no claim: 4 of 5 seeds"),
+        (5, (0.05, 0.15), (0.01, 0.19), "higher"),
+        (5, (-0.2, -0.05), (-0.2, -0.05), "lower"),
+        (5, (-0.05, 0.25), (0.05, 0.15), "not told apart"),
+        (5, (0.05, 0.15), (-0.05, 0.25), "not told apart"),
+        (5, (-0.15, -0.05), (-0.25, 0.05), "not told apart"),
     ],
 )
-def test_what_is_claimed(outcome, said):
-    assert reading(outcome) == said
+def test_what_is_claimed(seeds, by_image, by_seed, said):
+    assert reading(Difference(0.1, seeds, by_image, by_seed)) == said
 
 
 def test_the_report(tmp_path):
@@ -233,9 +245,11 @@ def test_a_finished_run_is_measured(finished, tmp_path):
     assert own["right"]["coarse"] == central["right"]["coarse"]
     for region in got["regions"].values():
         if region is not None:
-            overlap = np.frombuffer(bytes.fromhex(region["iou"]), np.uint8) / 255
-            assert len(overlap) == IMAGES
-            assert np.mean(overlap) == pytest.approx(region["metrics"]["box/mean_iou"], abs=1 / 255)
+            known = {name: np.frombuffer(bytes.fromhex(region[name]), np.uint8) / 255 for name in OF_BOXES}
+            assert {len(values) for values in known.values()} == {IMAGES}
+            # All of a paper bird's parts are visible, so the mean over images is that over parts.
+            for name, metric in (("area", "mean_area"), ("iou", "mean_iou"), ("parts_inside", "parts_inside")):
+                assert np.mean(known[name]) == pytest.approx(region["metrics"][f"box/{metric}"], abs=1 / 255)
     sides = central["validation_by_side"]
     assert len(sides) == 7 and sides[str(central["side"])] == max(sides.values())
     assert 0.0 < got["overlap_at_start"] <= 1.0
