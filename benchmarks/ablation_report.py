@@ -21,7 +21,7 @@ ABSENT = "–"
 
 
 class Shown(NamedTuple):
-    """What a contrast takes of a row, image by image: the test region (of `REGIONS`), and a view, which is right or not;
+    """What a contrast takes of a row, image by image: the test region (of `REGIONS`), and a view, right or not;
     or of the fine view's box its "area", its "iou" with the bird's or the share of visible "parts_inside"."""
 
     row: str
