@@ -139,9 +139,9 @@ def _coarse(row: str) -> Shown:
     return Shown(row, "own", "coarse")
 
 
-def _box(name: str, shown: str) -> Contrast:
+def _box(name: str, shown: str, region: str = "own") -> Contrast:
     """Of the trained box and the untrained one."""
-    return Contrast(name, Shown("coarse2fine_drop_floor", "own", shown), Shown("attention_floor", "own", shown))
+    return Contrast(name, Shown("coarse2fine_drop_floor", region, shown), Shown("attention_floor", region, shown))
 
 
 _OURS = _fused("coarse2fine_drop_floor")
@@ -162,6 +162,7 @@ CONTRASTS = [
             _box("the box, or the untrained one: overlap with the bird", "iou"),
             _box("the box, or the untrained one: visible parts inside", "parts_inside"),
             _box("the box, or the untrained one: its share of the image", "area"),
+            _box("the box, or the untrained one, whatever their sizes: overlap", "iou", "resized"),
             Contrast("(b) one look trained, second at a central box", _OURS, _fused("attention_floor", "central")),
             Contrast("(c) one look at a wide view, less work", _OURS, _coarse("attention_wide")),
             Contrast("(d) trained at random boxes", _OURS, _fused("random_box_drop_floor")),

@@ -33,6 +33,7 @@ from c2f_jax.training.metrics import Sums, finalise, merge
 from c2f_jax.training.steps import predict
 
 CENTRAL_SIDES = tuple(i / 10 for i in range(4, 11))  # of the coarse view
+KAPPAS = tuple(round(1.7 + 0.3 * i, 1) for i in range(8))  # 1.7 to 3.8: of the box of the attention
 MAP_SIZE = 128  # cells a side of the mean attention over the image, for MaxBoxAccV2
 OF_BOXES = ("area", "iou", "parts_inside")  # known by image
 FOLLOWED = (  # over training
@@ -71,16 +72,18 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
     """Trains (or goes on), and measures the last checkpoint.
 
     Args:
-        config: all fields of `configs/default.py`; with a validation part, which chooses the central box and the
-            thresholds.
+        config: all fields of `configs/default.py`; with a validation part, which chooses the central box, kappa and
+            the thresholds.
         workdir: of the run.
         root: of the repository, whose commit is told.
 
     Returns:
         What is known of the run, for a JSON line. `regions` holds the test metrics under "own" (the model's box; none
         looks twice for the baseline), "central" (the best fixed box of the coarse view), "object" (the annotated box;
-        None where there is none) and "attention" (Coarse2Fine's, of a network that was neither taught nor tested with
-        it: WS-DAN's; None for others). With them, by image in test order and in hexadecimal: `right`, whether the
+        None where there is none), "attention" (Coarse2Fine's, of a network that was neither taught nor tested with
+        it: WS-DAN's; None for others) and "resized" (Coarse2Fine's with the kappa of most overlap on the validation
+        part: whether a box lies well, apart from how large it is; None without attention or annotated boxes). With
+        them, by image in test order and in hexadecimal: `right`, whether the
         likeliest class was the true one by each view, eight to a byte, first bit highest, filled up with zeros;
         `area`, `iou` and `parts_inside` of the fine view's box in 255ths, a byte each, as far as they are known.
 
@@ -101,10 +104,15 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
     side, chosen_by = choose_side(run, central)
     validation, test = (measure(run.evaluation_batches(part), own) for part in (run.splits.validation, run.splits.test))
     fixed = measure(run.evaluation_batches(run.splits.test), partial(central, side))
-    known = None
+    mapping = params.get("inverse_mapping")
+    known, resized, kappa, by_kappa = None, None, None, {}
     if "box" in run.splits.test[0]:
         at_object = partial(jax.jit(partial(look_at_object, run.task)), params, batch_stats)
         known = measure(run.evaluation_batches(run.splits.test), at_object)
+        if mapping is not None:
+            at_kappa = partial(jax.jit(partial(look_at_attention, run.task)), params, batch_stats)
+            kappa, by_kappa = choose_kappa(run, at_kappa)
+            resized = measure(run.evaluation_batches(run.splits.test), partial(at_kappa, kappa))
     soft = None
     if run.task.test_region not in (None, learned_region):
         at_attention = partial(jax.jit(partial(look_at, run.task, region=learned_region)), params, batch_stats)
@@ -112,7 +120,6 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
     boxes = None
     if validation.map_ious is not None and test.map_ious is not None:
         boxes = max_box_accuracy(validation.map_ious, test.map_ious)._asdict()
-    mapping = params.get("inverse_mapping")
     per_step = config.train.batch_size / len(run.splits.train)
     return {
         **source,
@@ -136,6 +143,7 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
             "central": {"side": side, "validation_by_side": chosen_by, **fixed.line()},
             "object": None if known is None else known.line(),
             "attention": None if soft is None else soft.line(),
+            "resized": None if resized is None else {"kappa": kappa, "validation_by_kappa": by_kappa, **resized.line()},
         },
     }
 
@@ -233,6 +241,14 @@ def look_at_centre(
     return look_at(task, params, batch_stats, batch, region=lambda out: boxes)
 
 
+def look_at_attention(
+    task: Task, params: Any, batch_stats: Any, kappa: jax.Array, batch: dict[str, jax.Array]
+) -> tuple[Sums, dict[str, jax.Array]]:
+    """`look_at` Coarse2Fine's box with another kappa (an argument: compiled once)."""
+    mapping = {**params["inverse_mapping"], "kappa": jnp.log(jnp.expm1(kappa))}  # softplus makes it kappa
+    return look_at(task, {**params, "inverse_mapping": mapping}, batch_stats, batch, region=learned_region)
+
+
 def look_at_object(
     task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
 ) -> tuple[Sums, dict[str, jax.Array]]:
@@ -275,6 +291,15 @@ def choose_side(run: Run, step: Any) -> tuple[float, dict[str, float]]:
     }
     best = max(found, key=lambda side: (found[side]["fused/top_1_accuracy"], -found[side]["fused/loss"]))
     return best, {str(side): metrics["fused/top_1_accuracy"] for side, metrics in found.items()}
+
+
+def choose_kappa(run: Run, step: Any) -> tuple[float, dict[str, float]]:
+    """(the kappa whose boxes overlap most with the annotated ones on the validation part; mean IoU by kappa)."""
+    found = {
+        kappa: measure(run.evaluation_batches(run.splits.validation), partial(step, kappa)).metrics["box/mean_iou"]
+        for kappa in KAPPAS
+    }
+    return max(found, key=found.__getitem__), {str(kappa): overlap for kappa, overlap in found.items()}
 
 
 def source_state(root: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,7 +24,7 @@ from benchmarks.ablation_report import (
     unpack,
     write_report,
 )
-from benchmarks.ablation_row import OF_BOXES, Part, look, look_at, train_and_measure
+from benchmarks.ablation_row import KAPPAS, OF_BOXES, Part, look, look_at, look_at_attention, train_and_measure
 from c2f_jax.models.two_looks import learned_region
 from c2f_jax.training.build import build
 from c2f_jax.training.metrics import finalise
@@ -226,6 +227,18 @@ def test_wsdan_can_look_where_coarse2fine_does():
     assert abs(got - fine_area(look, wsdan.task)) > 0.01
 
 
+def test_kappa_alone_sizes_the_box():
+    """The network's own gives its own box, half of it a smaller one."""
+    run = build(tiny_config())
+    state = run.create_state()
+    batch = next(iter(run.evaluation_batches(run.splits.test)))
+    own = float(jax.nn.softplus(state.params["inverse_mapping"]["kappa"]))
+    at = partial(look_at_attention, run.task, state.params, state.batch_stats)
+    areas = [finalise(at(kappa, batch)[0])["box/mean_area"] for kappa in (own, own / 2)]
+    expected = finalise(look(run.task, state.params, state.batch_stats, batch)[0])["box/mean_area"]
+    assert areas[0] == pytest.approx(expected, rel=1e-5) and areas[1] < areas[0] - 0.01
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_measured(finished, tmp_path):
     """A workdir with all its steps is only measured; what is told agrees with what the run found itself."""
@@ -260,6 +273,9 @@ def test_a_finished_run_is_measured(finished, tmp_path):
     assert got["regions"]["object"]["metrics"]["box/mean_iou"] == pytest.approx(1.0, abs=1e-5)
     assert got["regions"]["object"]["metrics"]["box/parts_inside"] > 0.9
     assert got["regions"]["attention"] is None  # its own box is that already
+    resized = got["regions"]["resized"]
+    overlaps = resized["validation_by_kappa"]
+    assert len(overlaps) == len(KAPPAS) and overlaps[str(resized["kappa"])] == max(overlaps.values())
     # A central box of side s in the coarse view, which is the whole image here.
     assert central["metrics"]["box/mean_area"] == pytest.approx(central["side"] ** 2, abs=1e-5)
     assert 0.0 <= got["max_box_accuracy"]["value"] <= 1.0
