@@ -189,6 +189,11 @@ CONTRASTS = [
                 "one look, trained for three times the views", _fused("attention_floor_36"), _fused("attention_floor")
             ),
             Contrast("a perfect second box in tests", _fused("coarse2fine_drop_floor", "object"), _OURS),
+            Contrast(
+                "running statistics for each kind of view, or shared ones",
+                _OURS,
+                _fused("coarse2fine_drop_floor", "shared"),
+            ),
             Contrast("photos of 256 px, or no larger than the views", _OURS, _fused("raw_128")),
             Contrast("box gradient mapping, or none", _fused("mapping"), _OURS),
             Contrast("box gradient all, or none", _fused("all"), _OURS),

@@ -21,6 +21,7 @@ REGIONS = {
     "object": ", annotated box",
     "attention": ", Coarse2Fine's box",
     "resized": ", at its best kappa",
+    "shared": ", shared running statistics",
 }
 LABELS = {"iou": "IoU", "parts_inside": "parts inside"}  # beside the views
 ABSENT = "–"

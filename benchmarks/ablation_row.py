@@ -82,8 +82,9 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         looks twice for the baseline), "central" (the best fixed box of the coarse view), "object" (the annotated box;
         None where there is none), "attention" (Coarse2Fine's, of a network that was neither taught nor tested with
         it: WS-DAN's; None for others) and "resized" (Coarse2Fine's with the kappa of most overlap on the validation
-        part: whether a box lies well, apart from how large it is; None without attention or annotated boxes). With
-        them, by image in test order and in hexadecimal: `right`, whether the
+        part: whether a box lies well, apart from how large it is; None without attention or annotated boxes), and
+        "shared" (the model's own box, but running statistics that both kinds of view share; None where training never
+        looked twice). With them, by image in test order and in hexadecimal: `right`, whether the
         likeliest class was the true one by each view, eight to a byte, first bit highest, filled up with zeros;
         `area`, `iou` and `parts_inside` of the fine view's box in 255ths, a byte each, as far as they are known.
 
@@ -117,6 +118,10 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
     if run.task.test_region not in (None, learned_region):
         at_attention = partial(jax.jit(partial(look_at, run.task, region=learned_region)), params, batch_stats)
         soft = measure(run.evaluation_batches(run.splits.test), at_attention)
+    shared = None
+    if run.stages[-1].name == "fine":
+        with_shared = partial(jax.jit(partial(look, run.task)), params, share_statistics(batch_stats))
+        shared = measure(run.evaluation_batches(run.splits.test), with_shared)
     boxes = None
     if validation.map_ious is not None and test.map_ious is not None:
         boxes = max_box_accuracy(validation.map_ious, test.map_ious)._asdict()
@@ -143,6 +148,7 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
             "central": {"side": side, "validation_by_side": chosen_by, **fixed.line()},
             "object": None if known is None else known.line(),
             "attention": None if soft is None else soft.line(),
+            "shared": None if shared is None else shared.line(),
             "resized": None if resized is None else {"kappa": kappa, "validation_by_kappa": by_kappa, **resized.line()},
         },
     }
@@ -168,6 +174,13 @@ def overlap_at_start(run: Run) -> float | None:
     for batch in run.evaluation_batches(run.splits.validation):
         total = merge(total, sums_of(state.params, state.batch_stats, batch))
     return finalise(total or {}).get("attention/overlap")
+
+
+def share_statistics(batch_stats: dict[str, Any]) -> dict[str, Any]:
+    """Both kinds of view normalised by the mean of their running statistics: what one set that every look moves would
+    hold, but for how fast it forgets. Training is the same with either, since it normalises by the batch."""
+    mean = jax.tree.map(lambda *values: sum(values) / len(values), *batch_stats.values())
+    return dict.fromkeys(batch_stats, mean)
 
 
 def look_untrained(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> dict[str, Look]:

@@ -24,7 +24,16 @@ from benchmarks.ablation_report import (
     unpack,
     write_report,
 )
-from benchmarks.ablation_row import KAPPAS, OF_BOXES, Part, look, look_at, look_at_attention, train_and_measure
+from benchmarks.ablation_row import (
+    KAPPAS,
+    OF_BOXES,
+    Part,
+    look,
+    look_at,
+    look_at_attention,
+    share_statistics,
+    train_and_measure,
+)
 from c2f_jax.models.two_looks import learned_region
 from c2f_jax.training.build import build
 from c2f_jax.training.metrics import finalise
@@ -227,6 +236,14 @@ def test_wsdan_can_look_where_coarse2fine_does():
     assert abs(got - fine_area(look, wsdan.task)) > 0.01
 
 
+def test_shared_statistics_by_hand():
+    kinds = {"coarse": {"norm": {"mean": np.array([1.0, 2.0])}}, "fine": {"norm": {"mean": np.array([3.0, 0.0])}}}
+    shared = share_statistics(kinds)
+    assert shared.keys() == kinds.keys()
+    for stats in shared.values():
+        np.testing.assert_array_equal(stats["norm"]["mean"], [2.0, 1.0])
+
+
 def test_kappa_alone_sizes_the_box():
     """The network's own gives its own box, half of it a smaller one."""
     run = build(tiny_config())
@@ -273,6 +290,7 @@ def test_a_finished_run_is_measured(finished, tmp_path):
     assert got["regions"]["object"]["metrics"]["box/mean_iou"] == pytest.approx(1.0, abs=1e-5)
     assert got["regions"]["object"]["metrics"]["box/parts_inside"] > 0.9
     assert got["regions"]["attention"] is None  # its own box is that already
+    assert got["regions"]["shared"]["metrics"] != own["metrics"]
     resized = got["regions"]["resized"]
     overlaps = resized["validation_by_kappa"]
     assert len(overlaps) == len(KAPPAS) and overlaps[str(resized["kappa"])] == max(overlaps.values())
