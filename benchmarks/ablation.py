@@ -197,6 +197,7 @@ CONTRASTS = [
             Contrast("photos of 256 px, or no larger than the views", _OURS, _fused("raw_128")),
             Contrast("box gradient mapping, or none", _fused("mapping"), _OURS),
             Contrast("box gradient all, or none", _fused("all"), _OURS),
+            Contrast("attention initialised orthogonal, or LeCun normal", _OURS, _fused("lecun_normal")),
         ],
     ),
     Group(
