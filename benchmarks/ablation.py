@@ -97,6 +97,7 @@ GRID = [
             ("maps_8", {"model.num_maps": 8}),
             ("maps_32", {"model.num_maps": 32}),
             ("kappa_2", {"region.kappa": 2.0}),
+            ("max_side_07", {"region.max_side": 0.7}),  # no second look is less than 1.4 times as close
         )
     ),
     # Before floors and drop views.
@@ -198,6 +199,13 @@ CONTRASTS = [
             Contrast("box gradient mapping, or none", _fused("mapping"), _OURS),
             Contrast("box gradient all, or none", _fused("all"), _OURS),
             Contrast("attention initialised orthogonal, or LeCun normal", _OURS, _fused("lecun_normal")),
+            Contrast("all 1,280 features, or projected to 64", _OURS, _fused("channels_64")),
+            Contrast("centre loss, or none", _OURS, _fused("no_center_loss")),
+            Contrast("two looks from the first step on, or after 6 epochs of one", _OURS, _fused("stages_6_10")),
+            Contrast("16 maps, or 8", _OURS, _fused("maps_8")),
+            Contrast("16 maps, or 32", _OURS, _fused("maps_32")),
+            Contrast("kappa 2.6, or 2", _OURS, _fused("kappa_2")),
+            Contrast("sides of up to 1, or up to 0.7", _OURS, _fused("max_side_07")),
         ],
     ),
     Group(
