@@ -205,7 +205,8 @@ def _last_view(rows: Sequence[dict[str, Any]]) -> list[str]:
     )
     errors = (mean_sd(metric(rows, f"{view}/calibration_error"), 1, 100.0) for view in VIEWS)
     losses = (mean_sd(metric(rows, f"{view}/loss"), 3) for view in VIEWS)
-    return [last, *percents, *errors, *losses]
+    soft = mean_sd(metric(rows, "fused/loss", "attention"), 3)
+    return [last, *percents, *errors, *losses, soft]
 
 
 def _place(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -282,8 +283,11 @@ TABLES: list[tuple[str, str, list[str], Cells]] = [
     (
         "Per class, top-5, calibration, loss",
         "Mean per-class accuracy and top-5 in percent, of the view named; expected calibration error in percent (15 "
-        "bins) and loss in nats, of each view.",
-        ["view", "per class", "top-5", "ECE coarse", "fine", "fused", "loss coarse", "fine", "fused"],
+        "bins) and loss in nats, of each view; the last column, for WS-DAN, as in the table above.",
+        [
+            *("view", "per class", "top-5", "ECE coarse", "fine", "fused"),
+            *("loss coarse", "fine", "fused", "fused, Coarse2Fine's box"),
+        ],
         _last_view,
     ),
     (
