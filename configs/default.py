@@ -59,6 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
     region.max_side = 1.0
     region.kappa = 3.0**0.5  # half sides in standard deviations at the start; sqrt(3): exact for a uniform block (ours)
     region.floor = 0.0  # share of the mean map's maximum that counts as background, not as region (ours)
+    region.background = 0.0  # share of its mean that does: the larger of the two (ours)
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.center_weight = 1.0  # lambda (WS-DAN)

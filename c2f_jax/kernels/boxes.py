@@ -62,26 +62,34 @@ def contains(boxes: jax.Array, points: jax.Array) -> jax.Array:
     return jnp.all((points >= boxes[..., :2]) & (points <= boxes[..., 2:]), axis=-1)
 
 
-def region_distribution(mean_attention: jax.Array, score: jax.Array, *, floor: float = 0.0) -> jax.Array:
-    """Where to look, as a distribution over positions: ``softmax(log(relu(A - floor * max A) + eps) + score)``.
+def region_distribution(
+    mean_attention: jax.Array, score: jax.Array, *, floor: float = 0.0, background: float = 0.0
+) -> jax.Array:
+    """Where to look, as a distribution over positions: ``softmax(log(relu(A - low) + eps) + score)``.
 
-    With a score of zero it is the attention A itself, above its floor and normalised. The maximum is a constant to the
-    gradient and ``eps`` follows it, so the result does not change with the map's scale; an all-zero map gives the
-    softmax of the score.
+    With a score of zero it is the attention A itself, above ``low = max(floor * max A, background * mean A)`` and
+    normalised. Maximum and mean are constants to the gradient and ``eps`` follows the maximum, so the result does not
+    change with the map's scale; an all-zero map gives the softmax of the score.
+
+    A faint background all over the view can add more to the deviation of `soft_box` than an object does, and much the
+    same for all objects.
 
     Args:
         mean_attention: A [..., h, w], not negative.
         score: [..., h, w], log odds that shift it.
-        floor: in [0, 1), share of each map's maximum that counts as background. A faint background all over the view
-            can add more to the deviation of `soft_box` than an object does, and much the same for all objects.
+        floor: in [0, 1), share of each map's maximum that counts as background.
+        background: in [0, 1], share of each map's mean that does. With 1 a constant added to the whole map changes
+            nothing but `eps`; a share of the maximum takes only a background that is fainter.
 
     Returns:
         q [..., h, w] in float32 or wider; its sum over each map is 1.
     """
     dtype = jnp.promote_types(jnp.result_type(mean_attention, score), jnp.float32)
     mean_attention, score = mean_attention.astype(dtype), score.astype(dtype)
-    peak = jax.lax.stop_gradient(jnp.max(mean_attention, axis=(-2, -1), keepdims=True))
-    above = jnp.maximum(mean_attention - floor * peak, 0.0)
+    constant = jax.lax.stop_gradient(mean_attention)
+    peak = jnp.max(constant, axis=(-2, -1), keepdims=True)
+    low = jnp.maximum(floor * peak, background * jnp.mean(constant, axis=(-2, -1), keepdims=True))
+    above = jnp.maximum(mean_attention - low, 0.0)
     return jax.nn.softmax(jnp.log(above + (1e-4 * peak + 1e-8)) + score, axis=(-2, -1))
 
 

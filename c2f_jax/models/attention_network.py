@@ -74,14 +74,14 @@ class InverseMapping(nn.Module):
     """From attended feature maps back to the informative region of the view (ours, in the abstract's terms).
 
     ``u = conv3x3(relu(conv1x1(concat(A, mean(A) * conv1x1(F)))))`` shifts the attention's own distribution
-    ``q = softmax(log(relu(mean(A) - floor * max) + eps) + u)``; the box is q's mean and ``2 kappa`` standard deviations
-    per axis. The last layer starts at zero: at first the region is the attention's own, and learning can only move it
+    ``q = softmax(log(relu(mean(A) - low) + eps) + u)``; the box is q's mean and ``2 kappa`` standard deviations per
+    axis. The last layer starts at zero: at first the region is the attention's own, and learning can only move it
     from there.
 
     Attributes:
         min_side, max_side, temperature: smooth limits of the sides, in fractions of the view.
         kappa_init: kappa at the start; sqrt(3) makes the box of a uniform block that block.
-        floor: share of the mean map's maximum that counts as background.
+        floor, background: shares of the mean map's maximum and mean that count as background; the larger is `low`.
         dtype: compute dtype of the score head; the distribution and the box are float32 or wider.
     """
 
@@ -90,6 +90,7 @@ class InverseMapping(nn.Module):
     temperature: float = 0.05
     kappa_init: float = 3.0**0.5
     floor: float = 0.0
+    background: float = 0.0
     dtype: Any = None
 
     @nn.compact
@@ -101,7 +102,7 @@ class InverseMapping(nn.Module):
         x = nn.relu(Conv(16, (1, 1), use_bias=True, dtype=self.dtype, name="mix")(x))
         zeros = nn.initializers.zeros
         score = Conv(1, (3, 3), padding=1, use_bias=True, kernel_init=zeros, dtype=self.dtype, name="score")(x)
-        q = region_distribution(mean_attention, score[..., 0], floor=self.floor)
+        q = region_distribution(mean_attention, score[..., 0], floor=self.floor, background=self.background)
         # kappa = softplus(kappa') stays positive for every kappa'.
         raw_kappa = self.param("kappa", nn.initializers.constant(jnp.log(jnp.expm1(self.kappa_init))), ())
         box = soft_box(
@@ -127,7 +128,7 @@ class AttentionNetwork(nn.Module):
         box_gradient: how far the fine look's gradient goes through its box: "none" (box detached), "mapping" (kappa
             and the score head learn, nothing below them) or "all" (attention and backbone too).
         box_gradient_scale: factor on the gradient that enters the box.
-        min_side, max_side, kappa_init, floor: see `InverseMapping`.
+        min_side, max_side, kappa_init, floor, background: see `InverseMapping`.
         dtype: compute dtype; pooling, norms and boxes stay in float32 or wider.
         axis_name: device axis over which batch statistics are shared (pmap), or None.
     """
@@ -144,6 +145,7 @@ class AttentionNetwork(nn.Module):
     max_side: float = 1.0
     kappa_init: float = 3.0**0.5
     floor: float = 0.0
+    background: float = 0.0
     dtype: Any = None
     axis_name: str | None = None
 
@@ -183,6 +185,7 @@ class AttentionNetwork(nn.Module):
             self.max_side,
             kappa_init=self.kappa_init,
             floor=self.floor,
+            background=self.background,
             dtype=self.dtype,
             name="inverse_mapping",
         )(*mapping_inputs)

@@ -48,6 +48,8 @@ def check(config: Any) -> None:
         )
     if not 0.0 <= config.region.floor < 1.0:
         raise UserError(f"region.floor must lie in [0, 1); got {config.region.floor}")
+    if not 0.0 <= config.region.background <= 1.0:
+        raise UserError(f"region.background must lie in [0, 1]; got {config.region.background}")
     if not 0.0 < config.augment.min_side <= config.augment.max_side <= 1.0:
         raise UserError(
             "augment.min_side and augment.max_side must satisfy 0 < min <= max <= 1; "
@@ -98,6 +100,7 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
             max_side=region.max_side,
             kappa_init=region.kappa,
             floor=region.floor,
+            background=region.background,
             dtype=dtype,
             axis_name=axis_name,
         )

@@ -25,7 +25,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         *("backbone", "pretrained", "output_stride", "view_size", "num_maps", "attention_init"),
         *("feature_channels", "feature_scale", "dtype"),
     ),
-    "region": ("box_gradient", "box_gradient_scale", "min_side", "max_side", "kappa", "floor"),
+    "region": ("box_gradient", "box_gradient_scale", "min_side", "max_side", "kappa", "floor", "background"),
     "loss": ("center_weight", "center_rate", "drop_view"),
     "stages": ("coarse_epochs", "fine_epochs"),
     "optimizer": (

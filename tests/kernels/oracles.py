@@ -106,13 +106,14 @@ def iou(a, b):
     return intersection / union if union > 0 else 0.0
 
 
-def region_distribution(mean_attention, score, floor=0.0):
+def region_distribution(mean_attention, score, floor=0.0, background=0.0):
     """Maps [h, w] -> q [h, w]."""
     mean_attention, score = np.asarray(mean_attention, np.float64), np.asarray(score, np.float64)
     epsilon = 1e-4 * mean_attention.max() + 1e-8
     odds = np.zeros(score.shape)
     for i, j in np.ndindex(score.shape):
-        above = max(mean_attention[i, j] - floor * mean_attention.max(), 0.0)
+        low = max(floor * mean_attention.max(), background * mean_attention.mean())
+        above = max(mean_attention[i, j] - low, 0.0)
         odds[i, j] = (above + epsilon) * math.exp(score[i, j])
     return odds / odds.sum()
 

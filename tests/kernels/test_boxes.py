@@ -146,13 +146,16 @@ def test_contains_for_each_box_its_own_points():
 # --- Where to look. ---
 
 
-@pytest.mark.parametrize("floor", [0.0, 0.3])
-def test_region_distribution_values(floor):
+LOWS = [{}, {"floor": 0.3}, {"background": 1.0}, {"floor": 0.05, "background": 0.5}]
+
+
+@pytest.mark.parametrize("low", LOWS, ids=str)
+def test_region_distribution_values(low):
     rng = np.random.default_rng(0)
     maps, score = rng.exponential(size=(3, 5, 4)).astype(np.float32), rng.normal(size=(3, 5, 4)).astype(np.float32)
     maps[0, :2] = 0.0
-    expected = [oracles.region_distribution(*pair, floor) for pair in zip(maps, score, strict=True)]
-    np.testing.assert_allclose(region_distribution(maps, score, floor=floor), expected, rtol=1e-4, atol=1e-7)
+    expected = [oracles.region_distribution(*pair, **low) for pair in zip(maps, score, strict=True)]
+    np.testing.assert_allclose(region_distribution(maps, score, **low), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_region_distribution_without_a_score_is_the_attention():
@@ -185,15 +188,24 @@ def test_a_faint_background_does_not_widen_the_box():
     assert area(plain) > 0.8
 
 
-@pytest.mark.parametrize("floor", [0.0, 0.3])
-def test_region_distribution_gradients(x64, floor):
+@pytest.mark.parametrize("level", [0.0, 0.1, 1.0])
+def test_any_background_below_the_mean_does_not_widen_the_box(level):
+    """The same object over a background of whatever height; a floor of 0.1 holds back the lowest alone."""
+    maps = np.full((8, 8), level, np.float32)
+    maps[1:3, 1:3] += 1.0
+    q = region_distribution(maps, np.zeros_like(maps), background=1.0)
+    np.testing.assert_allclose(soft_box(q, **BARE), [0.125, 0.125, 0.375, 0.375], atol=0.02)
+
+
+@pytest.mark.parametrize("low", [{}, {"floor": 0.3}], ids=str)
+def test_region_distribution_gradients(x64, low):
     rng = np.random.default_rng(0)
     maps, score = rng.uniform(0.1, 1.0, (4, 3)), rng.normal(size=(4, 3))
     maps[0, 0] = 2.0
 
     def below_the_peak(maps, score):
         """Its derivative does not follow the peak, which enters as a constant."""
-        return region_distribution(jnp.asarray(maps).at[0, 0].set(2.0), score, floor=floor)
+        return region_distribution(jnp.asarray(maps).at[0, 0].set(2.0), score, **low)
 
     check_grads(jax.jit(below_the_peak), (maps, score), order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
 
