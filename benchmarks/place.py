@@ -6,16 +6,16 @@ For the network before its first step (published weights, their own statistics) 
 coarse view in tests, held against the annotated ones cut to that view:
 
 * `central`: the fixed central box of most overlap on the training images;
-* `attention`: the network's own;
+* `attention`: the network's own; with it `level`, the mean attention's minimum as a share of its maximum;
 * `floor 0`, `floor 0.1`, ...: of its mean attention above that `region.floor`, with the kappa of most overlap on
-  the training images;
+  the training images; `background 1` above its mean (`region.background`), likewise;
 * `probe`: cells by a linear regression, from a cell's features alone, of whether its centre lies in the annotated box;
   it is taught by the training images' annotation, so it bounds what a linear map could find without it;
 * `cells`: the true cells, the bound that the maps' coarseness sets.
 
 The two last become boxes as the attention does, by mean and sqrt(3) standard deviations of their cells. `iou` is the
-mean overlap, `over_half` the share of images over 0.5, `size` and `centre` the correlations over images of the log of
-the areas, and of the centres (mean of both axes), with the annotation's.
+mean overlap, `over_half` the share of images over 0.5, `area` the mean share of the view, `size` and `centre` the
+correlations over images of the log of the areas, and of the centres (mean of both axes), with the annotation's.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from c2f_jax.training.workdir import read_config
 
 SIDES = tuple(i / 20 for i in range(8, 21))  # of the central box
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)  # on the probe
-FLOORS = (0.0, 0.1, 0.2, 0.3)
+LOWS = {**{f"floor {share:g}": {"floor": share} for share in (0.0, 0.1, 0.2, 0.3)}, "background 1": {"background": 1.0}}
 KAPPAS = tuple(i / 5 for i in range(7, 18))
 RIDGE = 0.01  # of the features' mean variance
 
@@ -98,7 +98,8 @@ def fit_probe(batches: Iterable[Arrays], seen: See) -> np.ndarray:
 
 
 def boxes_of(batches: Iterable[Arrays], seen: See, weights: np.ndarray, **limits: float) -> dict[str, np.ndarray]:
-    """Boxes [images, 4] by kind: `attention`, `object`, `cells`, `probe <threshold>` and `floor <floor> <kappa>`."""
+    """Boxes [images, 4] by kind: `attention`, `object`, `cells`, `probe <threshold>` and for each of `LOWS`
+    `<low> <kappa>`; and `level` [images]."""
 
     @jax.jit
     def of_batch(out: Arrays, weights: jax.Array) -> Arrays:
@@ -106,11 +107,13 @@ def boxes_of(batches: Iterable[Arrays], seen: See, weights: np.ndarray, **limits
         score = features @ weights[:-1] + weights[-1]
         probes = {f"probe {at}": box_of_cells((score > at).astype(jnp.float32), **limits) for at in THRESHOLDS}
         cells = box_of_cells(cells_of(out["object"], *features.shape[1:3]), **limits)
-        floored = {}
-        for floor in FLOORS:
-            q = region_distribution(out["mean"], jnp.zeros_like(out["mean"]), floor=floor)
-            floored |= {f"floor {floor:g} {kappa}": soft_box(q, kappa, **limits) for kappa in KAPPAS}
-        return {"attention": out["attention"], "object": out["object"], "cells": cells, **probes, **floored}
+        above = {}
+        for name, low in LOWS.items():
+            q = region_distribution(out["mean"], jnp.zeros_like(out["mean"]), **low)
+            above |= {f"{name} {kappa}": soft_box(q, kappa, **limits) for kappa in KAPPAS}
+        own = {name: out[name] for name in ("attention", "object")}
+        own["level"] = jnp.min(out["mean"], axis=(1, 2)) / jnp.max(out["mean"], axis=(1, 2))
+        return {**own, "cells": cells, **probes, **above}
 
     found: dict[str, list[np.ndarray]] = {}
     for batch in batches:
@@ -133,6 +136,7 @@ def agreement(boxes: np.ndarray, annotated: np.ndarray) -> dict[str, float | Non
     return {
         "iou": float(np.mean(overlap)),
         "over_half": float(np.mean(overlap > 0.5)),
+        "area": float(np.mean(area(boxes))),
         "size": correlation(*areas),
         "centre": None if None in along else float(np.mean(along)),
     }
@@ -155,11 +159,12 @@ def measure(run: Run, seen: See) -> Iterator[tuple[str, dict[str, float | None]]
     side = max(SIDES, key=lambda side: overlap(central(side, taught)))
     threshold = max(THRESHOLDS, key=lambda at: overlap(taught[f"probe {at}"]))
     kinds = {"central": central(side, tested), "probe": tested[f"probe {threshold}"]}
-    for floor in (f"floor {floor:g}" for floor in FLOORS):
-        kappa = max(KAPPAS, key=lambda kappa, floor=floor: overlap(taught[f"{floor} {kappa}"]))
-        kinds[floor] = tested[f"{floor} {kappa}"]
+    for low in LOWS:
+        kappa = max(KAPPAS, key=lambda kappa, low=low: overlap(taught[f"{low} {kappa}"]))
+        kinds[low] = tested[f"{low} {kappa}"]
     for name, boxes in (kinds | {name: tested[name] for name in ("attention", "cells")}).items():
-        yield name, agreement(boxes, tested["object"])
+        level = {"level": float(np.mean(tested["level"]))} if name == "attention" else {}
+        yield name, agreement(boxes, tested["object"]) | level
 
 
 def main() -> None:
@@ -173,7 +178,8 @@ def main() -> None:
     trained = checkpoints.restore_model(step, run.abstract_state(step))
     checkpoints.close()
     start = run.create_state()
-    about = {"method": config.method, "view_size": config.model.view_size, "seed": config.seed}
+    about = {"run": options.workdir.name, "method": config.method, "view_size": config.model.view_size}
+    about |= {"num_maps": config.model.num_maps, "seed": config.seed}
     about["images"] = len(run.splits.test)
     compiled = jax.jit(partial(see, run.task))
     for network, variables in (("before", (start.params, start.batch_stats)), ("after", trained)):

@@ -36,6 +36,7 @@ def refused(capsys, *argv):
         (["--config.method=coarse3fine"], ["method", "coarse2fine"]),
         (["--config.region.box_gradient=some"], ["region.box_gradient", "mapping"]),
         (["--config.region.floor=1.0"], ["region.floor", "[0, 1)"]),
+        (["--config.region.background=1.5"], ["region.background", "[0, 1]"]),
         (["--config.model.backbone=resnet51"], ["model.backbone", "resnet50"]),
         (["--config.train.batch_size=6"], ["train.batch_size=6", "4 devices", "--config.train.batch_size=4"]),
         (["--config.train.accumulate=3"], ["train.accumulate=3", "each device's share of the batch, 16 images"]),

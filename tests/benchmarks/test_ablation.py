@@ -11,12 +11,14 @@ from PIL import Image
 
 from benchmarks import ablation
 from benchmarks.ablation_report import (
+    LATER,
     SEEDS_OF_A_CLAIM,
     Contrast,
     Difference,
     Group,
     Shown,
     difference,
+    of_row,
     paired_bootstrap,
     read_records,
     reading,
@@ -174,6 +176,12 @@ def test_lines_that_do_not_belong_together(tmp_path):
     records = {("one", seed): line("one", seed, coarse=right(7), overrides={"seed": seed}) for seed in (0, 1)}
     with pytest.raises(ValueError, match="different overrides"):
         write_report(records, ["one"], [], tmp_path)
+    # A line from before there was a field belongs with one that has it as the program was then, and with no other.
+    old, same = (line("one", seed, coarse=right(7), overrides=of) for seed, of in enumerate(({}, dict(LATER))))
+    assert len(of_row({("one", 0): old, ("one", 1): same}, "one")) == 2
+    other = line("one", 1, coarse=right(7), overrides={"region.background": 1.0})
+    with pytest.raises(ValueError, match="different overrides"):
+        of_row({("one", 0): old, ("one", 1): other}, "one")
 
 
 def test_rows_are_run_once_seed_by_seed(tmp_path):

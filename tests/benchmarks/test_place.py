@@ -51,6 +51,7 @@ def test_agreement_by_hand():
     boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 0.7], [0, 0, 1, 0.6]], np.float32)
     got = place.agreement(boxes, annotated)
     assert got["iou"] == pytest.approx((1.0 + 0.4 + 0.6) / 3) and got["over_half"] == pytest.approx(2 / 3)
+    assert got["area"] == pytest.approx((0.25 + 0.1 + 0.6) / 3)
     sizes = np.log([0.25, 0.1, 0.6]), np.log([0.25, 0.25, 1.0])
     assert got["size"] == pytest.approx(np.corrcoef(*sizes)[0, 1])
     along = np.corrcoef([0.5, 1.5, 1.0], [0.5, 1.5, 1.0])[0, 1], np.corrcoef([0.5, 1.2, 0.6], [0.5, 1.5, 1.0])[0, 1]
@@ -59,7 +60,7 @@ def test_agreement_by_hand():
     assert constant["size"] is None and constant["centre"] is None
 
 
-def test_boxes_above_a_floor():
+def test_boxes_above_a_background():
     """Against the kernels' oracles; the image that fills the batch up is left out."""
     rng = np.random.default_rng(0)
     mean = rng.exponential(size=(3, 5, 4)).astype(np.float32)
@@ -67,10 +68,15 @@ def test_boxes_above_a_floor():
     batch = {"features": np.zeros((3, 5, 4, 2), np.float32), "mean": mean, "attention": boxes, "object": boxes}
     limits = {"min_side": 0.3, "max_side": 1.0}
     got = place.boxes_of([{**batch, "mask": np.array([1.0, 1.0, 0.0])}], lambda batch: batch, np.zeros(3), **limits)
-    for floor, kappa in ((0.0, 1.4), (0.3, 2.6)):
-        q = [oracles.region_distribution(one, np.zeros((5, 4)), floor) for one in mean[:2]]
+    for name, low, kappa in (
+        ("floor 0", {}, 1.4),
+        ("floor 0.3", {"floor": 0.3}, 2.6),
+        ("background 1", {"background": 1.0}, 2.6),
+    ):
+        q = [oracles.region_distribution(one, np.zeros((5, 4)), **low) for one in mean[:2]]
         expected = [oracles.soft_box(one, kappa, **limits, temperature=0.05) for one in q]
-        np.testing.assert_allclose(got[f"floor {floor:g} {kappa}"], expected, atol=1e-5)
+        np.testing.assert_allclose(got[f"{name} {kappa}"], expected, atol=1e-5)
+    np.testing.assert_allclose(got["level"], [one.min() / one.max() for one in mean[:2]], rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -210,6 +210,20 @@ def test_region_distribution_gradients(x64, low):
     check_grads(jax.jit(below_the_peak), (maps, score), order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
 
 
+def test_the_mean_is_a_constant_to_the_gradient(x64):
+    rng = np.random.default_rng(0)
+    maps, score, weights = rng.uniform(0.1, 1.0, (4, 3)), rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
+    low, eps = maps.mean(), 1e-4 * maps.max() + 1e-8
+
+    def by_hand(maps):
+        odds = jnp.where(maps > low, maps - low, 0.0) + eps
+        odds = odds * jnp.exp(score)
+        return jnp.sum(weights * odds / jnp.sum(odds))
+
+    got = jax.grad(lambda maps: jnp.sum(weights * region_distribution(maps, score, background=1.0)))(jnp.asarray(maps))
+    np.testing.assert_allclose(got, jax.grad(by_hand)(jnp.asarray(maps)), rtol=1e-9, atol=1e-12)
+
+
 def test_low_precision_maps_give_float32_boxes():
     maps = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 4)), jnp.bfloat16)
     q = region_distribution(maps, jnp.zeros_like(maps))
