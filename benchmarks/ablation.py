@@ -193,6 +193,11 @@ CONTRASTS = [
             Contrast("the first look alone, or WS-DAN's", _coarse("coarse2fine_drop_floor"), _coarse("wsdan_floor")),
             Contrast("as many views without drop views", _OURS, _fused("coarse2fine_floor_18")),
             Contrast("a floor by the maximum, or by the mean", _OURS, _fused("coarse2fine_above_mean")),
+            Contrast(
+                "by the mean: two looks trained, or one",
+                _fused("coarse2fine_above_mean"),
+                _fused("attention_above_mean"),
+            ),
             Contrast("a floor, with drop views", _OURS, _fused("coarse2fine_drop")),
             Contrast("a floor, without drop views", _fused("coarse2fine_floor"), _BEFORE),
             Contrast(
