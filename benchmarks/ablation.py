@@ -79,7 +79,6 @@ GRID = [
     Row("coarse2fine_above_mean", {**_DROP, **_ABOVE_MEAN}, CONTRASTED),
     Row("attention_above_mean", {**_ONE_LOOK, **_ABOVE_MEAN}, CONTRASTED),
     Row("attention_above_mean_36", {**_ONE_LOOK, "stages.coarse_epochs": 36.0, **_ABOVE_MEAN}, CONTRASTED),
-    Row("wsdan_above_mean", {**_WSDAN, **_ABOVE_MEAN}, CONTRASTED),
     # As many training views as 12 x 3 epochs of two looks and a drop view, or of WS-DAN.
     Row("attention_floor_36", {**_ONE_LOOK, "stages.coarse_epochs": 36.0, **_FLOOR}, CONTRASTED),
     # About twice the work per view of 128 px: what the second look costs, spent on the first.

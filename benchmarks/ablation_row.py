@@ -84,9 +84,9 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         it: WS-DAN's; None for others) and "resized" (Coarse2Fine's with the kappa of most overlap on the validation
         part: whether a box lies well, apart from how large it is; None without attention or annotated boxes), and
         "shared" (the model's own box, but running statistics that both kinds of view share; None without a fine stage).
-        With them, by image in test order and in hexadecimal: `right`, whether the
-        likeliest class was the true one by each view, eight to a byte, first bit highest, filled up with zeros;
-        `area`, `iou` and `parts_inside` of the fine view's box in 255ths, a byte each, as far as they are known.
+        With them, by image in test order and in hexadecimal: `right`, whether the likeliest class was the true one by
+        each view, eight to a byte, first bit highest, filled up with zeros; `area`, `iou` and `parts_inside` of the
+        fine view's box in 255ths, a byte each, as far as they are known.
 
     Raises:
         ValueError: without a validation part.

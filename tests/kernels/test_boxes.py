@@ -146,10 +146,7 @@ def test_contains_for_each_box_its_own_points():
 # --- Where to look. ---
 
 
-LOWS = [{}, {"floor": 0.3}, {"background": 1.0}, {"floor": 0.05, "background": 0.5}]
-
-
-@pytest.mark.parametrize("low", LOWS, ids=str)
+@pytest.mark.parametrize("low", [{}, {"floor": 0.3}, {"background": 1.0}, {"floor": 0.05, "background": 0.5}], ids=str)
 def test_region_distribution_values(low):
     rng = np.random.default_rng(0)
     maps, score = rng.exponential(size=(3, 5, 4)).astype(np.float32), rng.normal(size=(3, 5, 4)).astype(np.float32)
