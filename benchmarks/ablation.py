@@ -102,6 +102,7 @@ GRID = [
             ("raw_128", {"dataset.raw_size": 128}),
             ("stages_6_10", {"stages.coarse_epochs": 6.0, "stages.fine_epochs": 10.0}),  # as many views
             ("maps_8", {"model.num_maps": 8}),
+            ("maps_8_above_mean", {"model.num_maps": 8, "region.floor": 0.0, **_ABOVE_MEAN}),
             ("maps_32", {"model.num_maps": 32}),
             ("kappa_2", {"region.kappa": 2.0}),
             ("max_side_07", {"region.max_side": 0.7}),  # no second look is less than 1.4 times as close
@@ -166,6 +167,7 @@ CONTRASTS = [
         [
             Contrast("(a) one look trained, second look through its untrained box", _OURS, _fused("attention_floor")),
             Contrast("(a) the same, trained for as many views", _OURS, _fused("attention_floor_36")),
+            Contrast("(a) the same, its box above the mean", _OURS, _fused("attention_above_mean_36")),
             Contrast("WS-DAN", _OURS, _fused("wsdan_floor")),
             _box("the box, or the untrained one: overlap with the bird", "iou"),
             _box("the box, or the untrained one: visible parts inside", "parts_inside"),
@@ -202,6 +204,7 @@ CONTRASTS = [
             Contrast(
                 "one look, trained for three times the views", _fused("attention_floor_36"), _fused("attention_floor")
             ),
+            Contrast("by the mean: the same", _fused("attention_above_mean_36"), _fused("attention_above_mean")),
             Contrast("a perfect second box in tests", _fused("coarse2fine_drop_floor", "object"), _OURS),
             Contrast(
                 "running statistics for each kind of view, or shared ones",
@@ -216,6 +219,7 @@ CONTRASTS = [
             Contrast("centre loss, or none", _OURS, _fused("no_center_loss")),
             Contrast("two looks from the first step on, or after 6 epochs of one", _OURS, _fused("stages_6_10")),
             Contrast("16 maps, or 8", _OURS, _fused("maps_8")),
+            Contrast("8 maps: by the mean, or a floor", _fused("maps_8_above_mean"), _fused("maps_8")),
             Contrast("16 maps, or 32", _OURS, _fused("maps_32")),
             Contrast("kappa 2.6, or 2", _OURS, _fused("kappa_2")),
             Contrast("sides of up to 1, or up to 0.7", _OURS, _fused("max_side_07")),

@@ -33,7 +33,7 @@ def metric_sums(looks: dict[str, Look], batch: dict[str, jax.Array]) -> Sums:
         for name, pair in classification_sums(values, batch["label"], batch["mask"]).items():
             sums[f"{view}/{name}"] = pair
     if "fine" in looks:
-        sums.update(localization_sums(looks["fine"].box, batch))
+        sums.update(localization_sums(looks["fine"].box, looks["coarse"].box, batch))
     if "attention_maps" in looks["coarse"].out:
         sums.update(attention_sums(looks["coarse"], batch))
     return sums

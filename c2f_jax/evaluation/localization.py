@@ -20,19 +20,24 @@ IOU_LEVELS = (0.3, 0.5, 0.7)  # MaxBoxAccV2
 THRESHOLDS = tuple(i / 20 for i in range(1, 20))  # shares of a map's maximum
 
 
-def localization_sums(boxes: jax.Array, batch: dict[str, jax.Array]) -> Sums:
+def localization_sums(boxes: jax.Array, views: jax.Array, batch: dict[str, jax.Array]) -> Sums:
     """Metrics of the fine views' boxes, as (sum, count) pairs.
 
     Args:
         boxes: the fine views, [B, 4] in raw coordinates.
+        views: the coarse ones that they lie in, likewise.
         batch: `mask` [B]; where known `box` [B, 4], and `parts` [B, P, 2] (y, x) with `part_visible` [B, P].
 
     Returns:
-        Pairs under `box/mean_area`; with boxes `box/mean_iou` and, to compare, `box/whole_image_iou` (what a box of
-        the whole image would get); with parts `box/parts_inside`, the share of visible parts inside the fine view.
+        Pairs under `box/mean_area` and `box/share_of_view`, of the image and of the coarse view; with boxes
+        `box/mean_iou` and, to compare, `box/whole_image_iou` (what a box of the whole image would get); with parts
+        `box/parts_inside`, the share of visible parts inside the fine view.
     """
     mask = batch["mask"]
-    sums = {"box/mean_area": masked(area(boxes), mask)}
+    sums = {
+        "box/mean_area": masked(area(boxes), mask),
+        "box/share_of_view": masked(area(boxes) / area(views), mask),
+    }
     if "box" in batch:
         sums["box/mean_iou"] = masked(iou(boxes, batch["box"]), mask)
         whole = central_boxes(jnp.ones_like(boxes[:, :2]))

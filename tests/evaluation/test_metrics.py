@@ -55,16 +55,19 @@ def test_localization_by_hand():
         "part_visible": jnp.array([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]]),
     }
     boxes = jnp.array([[0.0, 0.0, 1.0, 0.5], [0.25, 0.75, 0.75, 0.25], [0.0, 0.0, 1.0, 1.0]])  # the second mirrored
-    got = finalise(localization_sums(boxes, batch))
+    views = jnp.array([[0.0, 0.0, 1.0, 1.0], [0.25, 1.0, 0.75, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    got = finalise(localization_sums(boxes, views, batch))
     assert got["box/mean_iou"] == pytest.approx((0.5 + 1.0) / 2)
     assert got["box/whole_image_iou"] == pytest.approx(0.25)
     assert got["box/mean_area"] == pytest.approx((0.5 + 0.25) / 2)
+    assert got["box/share_of_view"] == pytest.approx((0.5 + 0.5) / 2)
     assert got["box/parts_inside"] == pytest.approx(2 / 3)
 
 
 def test_what_is_not_known_is_not_told():
-    got = finalise(localization_sums(jnp.array([[0.0, 0.0, 1.0, 0.5]]), {"mask": jnp.ones(1)}))
-    assert got == {"box/mean_area": 0.5}
+    boxes, views = jnp.array([[0.0, 0.0, 1.0, 0.5]]), jnp.array([[0.0, 0.0, 1.0, 1.0]])
+    got = finalise(localization_sums(boxes, views, {"mask": jnp.ones(1)}))
+    assert got == {"box/mean_area": 0.5, "box/share_of_view": 0.5}
 
 
 def test_calibration_by_hand():

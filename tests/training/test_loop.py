@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 VIEW_METRICS = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "calibration_error", "loss")
 PLACE_METRICS = (
-    *("box/mean_iou", "box/whole_image_iou", "box/mean_area", "box/parts_inside"),
+    *("box/mean_iou", "box/whole_image_iou", "box/mean_area", "box/share_of_view", "box/parts_inside"),
     *("attention/overlap", "attention/part_hit"),
 )
 
@@ -63,11 +63,24 @@ def test_the_story_in_the_log(finished):
 def test_evaluating_the_checkpoint_gives_the_same(finished, capsys):
     workdir, results = finished
     again = evaluate_checkpoint(tiny_config(), workdir)
-    assert again == {name: results[name] for name in again} and len(again) == 21
+    assert again == {name: results[name] for name in again} and len(again) == 22
     before = sorted(path.name for path in workdir.iterdir())
     assert cli.main(["--mode=eval", f"--workdir={workdir}"]) == 0
     assert "fused" in capsys.readouterr().out
     assert sorted(path.name for path in workdir.iterdir()) == before
+
+
+def test_a_second_look_that_sees_the_first_one_again_is_told(finished, capsys):
+    workdir, _ = finished
+    evaluate_checkpoint(tiny_config(), workdir)  # whose sides are at most 0.48 of the first look's
+    assert "covers" not in capsys.readouterr().out
+    wide = {"region__min_side": 0.99, "region__max_side": 1.0}
+    share = evaluate_checkpoint(tiny_config(**wide), workdir)["box/share_of_view"]
+    assert 0.98 <= share <= 1.0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith(f"the second look covers {share:.0%} of the first") and "background=1.0" in told
+    evaluate_checkpoint(tiny_config(**wide, region__background=1.0), workdir)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("train with --config.region.max_side=0.7")
 
 
 def test_a_finished_run_is_not_trained_again(finished):
