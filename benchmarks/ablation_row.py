@@ -15,6 +15,7 @@ import numpy as np
 from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
+from c2f_jax.evaluation.metrics import Sums, finalise, merge
 from c2f_jax.kernels import area, contains, iou
 from c2f_jax.models.two_looks import (
     Look,
@@ -25,11 +26,10 @@ from c2f_jax.models.two_looks import (
     log_probabilities,
     two_looks,
 )
-from c2f_jax.training.build import Run, build
-from c2f_jax.training.checkpoint import open_finished
-from c2f_jax.training.loop import environment, train_and_evaluate
+from c2f_jax.runs.build import Run, build
+from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.loop import environment, train_and_evaluate
 from c2f_jax.training.losses import Task
-from c2f_jax.training.metrics import Sums, finalise, merge
 from c2f_jax.training.steps import predict
 
 CENTRAL_SIDES = tuple(i / 10 for i in range(4, 11))  # of the coarse view

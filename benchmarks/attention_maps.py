@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from benchmarks.ablation_row import look_untrained, object_boxes
-from c2f_jax.training.build import Run, build
-from c2f_jax.training.checkpoint import open_finished
+from c2f_jax.runs.build import Run, build
+from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.workdir import read_config
 from c2f_jax.training.steps import predict
-from c2f_jax.training.workdir import read_config
 
 OBJECT = "#ffd166"
 

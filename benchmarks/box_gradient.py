@@ -31,11 +31,11 @@ import numpy as np
 import optax
 
 from c2f_jax.models.two_looks import look
-from c2f_jax.training.build import Run, build
-from c2f_jax.training.checkpoint import open_finished
+from c2f_jax.runs.build import Run, build
+from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.workdir import read_config
 from c2f_jax.training.losses import Task
 from c2f_jax.training.steps import predict
-from c2f_jax.training.workdir import read_config
 
 # One pixel's change of a box with sides 1, by way of moving it.
 WAYS = {"y": (1, 0, 1, 0), "x": (0, 1, 0, 1), "wider": (-0.5, -0.5, 0.5, 0.5)}

@@ -33,11 +33,11 @@ import numpy as np
 from benchmarks.ablation_row import object_boxes
 from c2f_jax.kernels import area, iou, region_distribution, soft_box
 from c2f_jax.models.two_looks import central_boxes
-from c2f_jax.training.build import Run, build
-from c2f_jax.training.checkpoint import open_finished
+from c2f_jax.runs.build import Run, build
+from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.workdir import read_config
 from c2f_jax.training.losses import Task
 from c2f_jax.training.steps import predict
-from c2f_jax.training.workdir import read_config
 
 SIDES = tuple(i / 20 for i in range(8, 21))  # of the central box
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)  # on the probe

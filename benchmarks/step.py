@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from c2f_jax.models import conv, cpu
-from c2f_jax.training import build, steps
+from c2f_jax.layers import conv, cpu
+from c2f_jax.runs import build
+from c2f_jax.training import steps
 from c2f_jax.training.train_state import create_train_state
 from configs import cub50_lite0
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 from ml_collections import ConfigDict
 
 from c2f_jax.errors import UserError
-from c2f_jax.training.workdir import read_config
+from c2f_jax.runs.workdir import read_config
 
 MODES = ("train", "eval", "predict")
 DEFAULT_CONFIG = "configs/paper_birds.py"
@@ -73,14 +73,14 @@ def run(command: Command) -> None:
     keep_compiled(command.config.compilation_cache)
     if command.mode == "predict":
         from c2f_jax.inference.predict import model_of_run
-        from c2f_jax.inference.report import predict_folder
+        from c2f_jax.inference.predictions import predict_folder
 
         assert command.images is not None and command.output is not None  # `parse` has seen to it
         model = model_of_run(command.workdir, command.config)
         unreadable = predict_folder(model, command.images, command.output, command.overlays)
         print(f"{command.output}" + (f"; {unreadable} unreadable: see the column error" if unreadable else ""))
         return
-    from c2f_jax.training.loop import evaluate_checkpoint, train_and_evaluate
+    from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
 
     if command.mode == "eval":
         evaluate_checkpoint(command.config, command.workdir)

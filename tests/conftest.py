@@ -36,7 +36,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """(workdir, results) of a tiny run that has gone through both stages."""
-    from c2f_jax.training.loop import train_and_evaluate
+    from c2f_jax.runs.loop import train_and_evaluate
     from tests.tiny import tiny_config
 
     workdir = tmp_path_factory.mktemp("finished") / "run"

@@ -8,7 +8,7 @@ import pytest
 from c2f_jax import cli
 from c2f_jax.errors import UserError
 from c2f_jax.inference import load_model
-from c2f_jax.training.workdir import FIELDS
+from c2f_jax.runs.workdir import FIELDS
 from configs import default
 
 

@@ -1,1 +1,1 @@
-"""Where examples come from and how they reach the device."""
+"""Where examples come from and how they become batches; on the host, without JAX."""

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.training.metrics import Gaps, Sums, masked
+from c2f_jax.evaluation.metrics import Gaps, Sums, masked
 
 CALIBRATION_BINS = 15
 

@@ -7,9 +7,9 @@ import jax
 
 from c2f_jax.evaluation.classification import classification_sums
 from c2f_jax.evaluation.localization import attention_sums, localization_sums
+from c2f_jax.evaluation.metrics import Sums, finalise, merge
 from c2f_jax.models.two_looks import Look, log_probabilities
 from c2f_jax.training.losses import Task
-from c2f_jax.training.metrics import Sums, finalise, merge
 from c2f_jax.training.steps import predict
 
 EvalStep = Callable[[Any, Any, dict[str, jax.Array]], Sums]

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
+from c2f_jax.evaluation.metrics import Sums, masked
 from c2f_jax.kernels import area, contains, iou
 from c2f_jax.models.two_looks import Look, central_boxes
-from c2f_jax.training.metrics import Sums, masked
 
 HIT_RADIUS = 0.1  # of the root of the object's box area (ours)
 IOU_LEVELS = (0.3, 0.5, 0.7)  # MaxBoxAccV2

@@ -14,11 +14,12 @@ from c2f_jax.data import images, pipeline
 from c2f_jax.errors import UserError
 from c2f_jax.kernels import ordered
 from c2f_jax.models.two_looks import attention_over_image, log_probabilities
-from c2f_jax.training import parallel, steps
-from c2f_jax.training.build import build_trained
-from c2f_jax.training.checkpoint import open_finished
+from c2f_jax.runs import parallel
+from c2f_jax.runs.build import build_trained
+from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.workdir import read_class_names, read_config
+from c2f_jax.training import steps
 from c2f_jax.training.losses import Task
-from c2f_jax.training.workdir import read_class_names, read_config
 
 TOP = 5
 HEAT_SIZE = 64

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from c2f_jax.kernels import bilinear_attention_pooling, region_distribution, soft_box
-from c2f_jax.models.conv import Conv
-from c2f_jax.models.norm import BatchNorm
+from c2f_jax.layers.conv import Conv
+from c2f_jax.layers.norm import BatchNorm
 
 Outputs = dict[str, jax.Array]
 

@@ -24,8 +24,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.models.conv import Conv
-from c2f_jax.models.norm import BatchNorm
+from c2f_jax.layers.conv import Conv
+from c2f_jax.layers.norm import BatchNorm
 
 # Per stage: expansion, output channels, blocks, stride of the first block, kernel size (table 1 of the paper).
 LITE0_STAGES = (

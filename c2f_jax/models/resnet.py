@@ -25,8 +25,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.models.conv import Conv, max_pool
-from c2f_jax.models.norm import BatchNorm
+from c2f_jax.layers.conv import Conv, max_pool
+from c2f_jax.layers.norm import BatchNorm
 
 
 class BasicBlock(nn.Module):

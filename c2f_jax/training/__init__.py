@@ -1,1 +1,1 @@
-"""Losses, stages, the train state and the loop that takes it from start to end."""
+"""The pure step: augmentation, losses, stages, optimiser and the train state."""

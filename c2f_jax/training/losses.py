@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from c2f_jax.data import augment
 from c2f_jax.kernels import center_loss, drop_mask, resize_maps, sample_attention_map, threshold_box
 from c2f_jax.models.two_looks import Look, Region, learned_region, see, two_looks
+from c2f_jax.training import augment
 
 Batch = dict[str, jax.Array]
 RegionOfKeys = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]

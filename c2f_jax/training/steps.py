@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from c2f_jax.data.augment import example_keys
 from c2f_jax.kernels import update_centers
 from c2f_jax.models.two_looks import Look, central_boxes, two_looks
+from c2f_jax.training.augment import example_keys
 from c2f_jax.training.losses import Batch, Task
 from c2f_jax.training.stages import Stage
 from c2f_jax.training.train_state import TrainState

@@ -36,9 +36,9 @@ from benchmarks.ablation_row import (
     share_statistics,
     train_and_measure,
 )
+from c2f_jax.evaluation.metrics import finalise
 from c2f_jax.models.two_looks import learned_region
-from c2f_jax.training.build import build
-from c2f_jax.training.metrics import finalise
+from c2f_jax.runs.build import build
 from configs import cub50_lite0
 from tests.tiny import tiny_config
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import attention_maps
-from c2f_jax.training.build import build
+from c2f_jax.runs.build import build
 from tests.tiny import tiny_config
 
 

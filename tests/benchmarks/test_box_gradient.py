@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import box_gradient
 from benchmarks.ablation_row import look_at_object, measure
-from c2f_jax.training.build import build
-from c2f_jax.training.checkpoint import open_finished
+from c2f_jax.runs.build import build
+from c2f_jax.runs.checkpoint import open_finished
 from tests.tiny import tiny_config
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import place
-from c2f_jax.training.build import build
-from c2f_jax.training.checkpoint import open_finished
+from c2f_jax.runs.build import build
+from c2f_jax.runs.checkpoint import open_finished
 from tests.kernels import oracles
 from tests.tiny import tiny_config
 

@@ -16,7 +16,8 @@ import pytest
 from flax import traverse_util
 
 from c2f_jax.models import efficientnet_lite
-from c2f_jax.training import build, steps
+from c2f_jax.runs import build
+from c2f_jax.training import steps
 from c2f_jax.training.train_state import create_train_state
 from configs import cub50_lite0
 from tests.models.make_resnet50_golden import draw_weights

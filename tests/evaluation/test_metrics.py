@@ -6,8 +6,8 @@ import pytest
 
 from c2f_jax.evaluation.classification import calibration_gaps, classification_sums
 from c2f_jax.evaluation.localization import attention_sums, best_ious, localization_sums, max_box_accuracy
+from c2f_jax.evaluation.metrics import finalise, merge
 from c2f_jax.models.two_looks import Look
-from c2f_jax.training.metrics import finalise, merge
 
 # Rows: right; second; true class last of six; filling (would be right).
 PROBABILITIES = np.array(

@@ -12,8 +12,8 @@ from c2f_jax.data.paper_birds import PaperBirds
 from c2f_jax.inference import load_model
 from c2f_jax.kernels import ordered
 from c2f_jax.models.two_looks import log_probabilities
-from c2f_jax.training.build import build
-from c2f_jax.training.checkpoint import open_finished
+from c2f_jax.runs.build import build
+from c2f_jax.runs.checkpoint import open_finished
 from c2f_jax.training.steps import predict
 from tests.tiny import tiny_config
 
@@ -137,7 +137,7 @@ def test_prediction_runs_on_all_devices(finished):
     model = load_model(finished[0])
     assert jax.device_count() == 4
     batch = {"image": np.zeros((8, 192, 192, 3), np.uint8), "square": np.ones((8, 2), np.float32)}
-    from c2f_jax.training import parallel
+    from c2f_jax.runs import parallel
 
     said = model._step(*model._variables, parallel.shard_batch(batch, model._trained.mesh))
     assert len(said["fused"].sharding.device_set) == 4

@@ -11,10 +11,10 @@ import pytest
 from flax import traverse_util
 from jax import export
 
+from c2f_jax.layers.conv import Conv
+from c2f_jax.layers.norm import BatchNorm
 from c2f_jax.models.backbones import BACKBONES
-from c2f_jax.models.conv import Conv
 from c2f_jax.models.efficientnet_lite import EfficientNetLite, InvertedResidual
-from c2f_jax.models.norm import BatchNorm
 from c2f_jax.models.pretrained import load_pretrained, read_weights
 
 WEIGHTS_DIR = os.environ.get("C2F_WEIGHTS_DIR")

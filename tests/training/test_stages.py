@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from c2f_jax.data.augment import example_keys
+from c2f_jax.runs.build import build, make_task
 from c2f_jax.training import losses
-from c2f_jax.training.build import build, make_task
+from c2f_jax.training.augment import example_keys
 from c2f_jax.training.optimizer import make_optimizer, make_schedule
 from c2f_jax.training.stages import Stage, stage_at, stage_of_checkpoint
 from c2f_jax.training.steps import predict

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from c2f_jax.kernels import update_centers
+from c2f_jax.runs.build import build
 from c2f_jax.training import steps
-from c2f_jax.training.build import build
 from c2f_jax.training.train_state import switch_stage
 from tests.tiny import tiny_config
 

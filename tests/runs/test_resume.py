@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from c2f_jax.training.build import build
-from c2f_jax.training.checkpoint import open_finished
+from c2f_jax.runs.build import build
+from c2f_jax.runs.checkpoint import open_finished
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]

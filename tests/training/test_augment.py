@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from c2f_jax.data import augment
+from c2f_jax.training import augment
 
 
 def test_a_view_depends_on_seed_step_and_index_alone():

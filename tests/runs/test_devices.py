@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from c2f_jax.training import parallel
-from c2f_jax.training.build import build, make_task
+from c2f_jax.runs import parallel
+from c2f_jax.runs.build import build, make_task
 from c2f_jax.training.stages import stage_at
 from c2f_jax.training.steps import train_step
 from c2f_jax.training.train_state import switch_stage

@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.data import augment, pipeline
+from c2f_jax.data import pipeline
 from c2f_jax.data.sources import Source, Splits, load
 from c2f_jax.errors import UserError
 from c2f_jax.models.attention_network import ATTENTION_INITS, BOX_GRADIENTS, AttentionNetwork, PooledNetwork
 from c2f_jax.models.backbones import BACKBONES
 from c2f_jax.models.pretrained import load_pretrained
 from c2f_jax.models.two_looks import learned_region, threshold_region
-from c2f_jax.training import losses, parallel
+from c2f_jax.runs import parallel
+from c2f_jax.training import augment, losses
 from c2f_jax.training.optimizer import make_optimizer, make_schedule
 from c2f_jax.training.stages import Stage, stage_of_checkpoint
 from c2f_jax.training.train_state import TrainState, create_train_state, switch_stage

@@ -14,13 +14,13 @@ import numpy as np
 from c2f_jax.data.sources import Source, Subset
 from c2f_jax.evaluation.evaluate import eval_step, evaluate
 from c2f_jax.evaluation.pictures import save_sheet
-from c2f_jax.training.build import Run, build
-from c2f_jax.training.checkpoint import Checkpoints, open_finished
+from c2f_jax.runs.build import Run, build
+from c2f_jax.runs.checkpoint import Checkpoints, open_finished
+from c2f_jax.runs.workdir import check_class_names, claim_workdir, write_json
+from c2f_jax.runs.writers import JsonLines, Reporter, print_table
 from c2f_jax.training.stages import stage_at, stage_of_checkpoint
 from c2f_jax.training.steps import predict, train_step
 from c2f_jax.training.train_state import switch_stage
-from c2f_jax.training.workdir import check_class_names, claim_workdir, write_json
-from c2f_jax.training.writers import JsonLines, Reporter, print_table
 
 Window = list[dict[str, jax.Array]]
 

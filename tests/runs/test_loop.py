@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from c2f_jax import cli
-from c2f_jax.training.loop import evaluate_checkpoint, train_and_evaluate
+from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
 from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.slow

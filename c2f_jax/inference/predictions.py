@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from c2f_jax.data.images import decode
 from c2f_jax.errors import UserError
 from c2f_jax.inference.predict import TOP, Model, Prediction, list_images
-from c2f_jax.training.writers import track
+from c2f_jax.runs.writers import track
 
 OVERLAY_SIDE = 448  # pixels, of the longer side of each panel
 MARGIN = 6

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from c2f_jax.models import cpu
-from c2f_jax.models.cpu import Padding, Pair, native_conv2d
+from c2f_jax.layers import cpu
+from c2f_jax.layers.cpu import Padding, Pair, native_conv2d
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with variance 2 / (kh * kw * C_out): keeps the gradient's variance through relu.

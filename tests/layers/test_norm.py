@@ -11,8 +11,8 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from c2f_jax.models.conv import max_pool
-from c2f_jax.models.norm import BatchNorm, batch_norm
+from c2f_jax.layers.conv import max_pool
+from c2f_jax.layers.norm import BatchNorm, batch_norm
 
 SHAPE = (4, 5, 3, 6)
 

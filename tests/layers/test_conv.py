@@ -10,7 +10,7 @@ from jax import export, lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from c2f_jax.models.conv import Conv, conv2d, he_normal_fan_out
+from c2f_jax.layers.conv import Conv, conv2d, he_normal_fan_out
 
 # (kernel_size, strides, padding, input channels, groups), at an odd, non-square image size.
 RESNET = [
