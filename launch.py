@@ -1,6 +1,11 @@
 """Trains or evaluates: python launch.py --config configs/paper_birds.py --workdir runs/paper_birds --mode train."""
 
+import signal
 import sys
+
+if __name__ == "__main__":
+    # Until `main` takes signals over, Ctrl-C simply ends the program: a traceback of imports helps nobody.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from c2f_jax.memory import restart_with_huge_pages
 

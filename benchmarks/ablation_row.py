@@ -27,7 +27,7 @@ from c2f_jax.models.two_looks import (
     two_looks,
 )
 from c2f_jax.runs.build import Run, build
-from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.loop import environment, train_and_evaluate
 from c2f_jax.training.losses import Task
 from c2f_jax.training.steps import predict
@@ -96,9 +96,8 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
     run = build(config)
     if not len(run.splits.validation):
         raise ValueError("the central box and the thresholds are chosen on a validation part; there is none")
-    checkpoints, step = open_finished(workdir)
-    params, batch_stats = checkpoints.restore_model(step, run.abstract_state(step))
-    checkpoints.close()
+    step, read = read_latest(workdir, run.abstract_model)
+    params, batch_stats = read["params"], read["batch_stats"]
 
     own = partial(jax.jit(partial(look, run.task)), params, batch_stats)
     central = partial(jax.jit(partial(look_at_centre, run.task)), params, batch_stats)

@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 
 from benchmarks.ablation_row import look_untrained, object_boxes
 from c2f_jax.runs.build import Run, build
-from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.workdir import read_config
 from c2f_jax.training.steps import predict
 
@@ -42,9 +42,8 @@ def maps_of(run: Run, workdir: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
     state = run.create_state()
     before = jax.jit(partial(look_untrained, run.task))(state.params, state.batch_stats, batch)
-    checkpoints, step = open_finished(workdir)
-    trained = checkpoints.restore_model(step, run.abstract_state(step))
-    checkpoints.close()
+    _, read = read_latest(workdir, run.abstract_model)
+    trained = read["params"], read["batch_stats"]
     after = jax.jit(partial(predict, run.task))(*trained, batch)
     first, last = (np.asarray(looks["coarse"].out["attention_maps"], np.float32)[:count] for looks in (before, after))
     boxes = np.asarray(object_boxes(run.task, batch))[:count] if "box" in batch else None

@@ -32,7 +32,7 @@ import optax
 
 from c2f_jax.models.two_looks import look
 from c2f_jax.runs.build import Run, build
-from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.workdir import read_config
 from c2f_jax.training.losses import Task
 from c2f_jax.training.steps import predict
@@ -106,9 +106,8 @@ def horizon(slopes: np.ndarray, found: np.ndarray, step: float) -> dict[str, flo
 
 def measure(run: Run, workdir: Path, part: str, images: int) -> Iterator[dict[str, Any]]:
     """The lines for the first `images` of a part of the data, at the run's last checkpoint."""
-    checkpoints, last = open_finished(workdir)
-    params, batch_stats = checkpoints.restore_model(last, run.abstract_state(last))
-    checkpoints.close()
+    _, read = read_latest(workdir, run.abstract_model)
+    params, batch_stats = read["params"], read["batch_stats"]
     compiled = jax.jit(partial(follow, run.task))
     parts: list[Any] = []
     counted = 0

@@ -34,7 +34,7 @@ from benchmarks.ablation_row import object_boxes
 from c2f_jax.kernels import area, iou, region_distribution, soft_box
 from c2f_jax.models.two_looks import central_boxes
 from c2f_jax.runs.build import Run, build
-from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.workdir import read_config
 from c2f_jax.training.losses import Task
 from c2f_jax.training.steps import predict
@@ -174,9 +174,8 @@ def main() -> None:
     options = parser.parse_args()
     config = read_config(options.workdir)
     run = build(config)
-    checkpoints, step = open_finished(options.workdir)
-    trained = checkpoints.restore_model(step, run.abstract_state(step))
-    checkpoints.close()
+    _, read = read_latest(options.workdir, run.abstract_model)
+    trained = read["params"], read["batch_stats"]
     start = run.create_state()
     about = {"run": options.workdir.name, "method": config.method, "view_size": config.model.view_size}
     about |= {"num_maps": config.model.num_maps, "seed": config.seed}

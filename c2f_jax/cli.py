@@ -12,11 +12,21 @@ from typing import Any, NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
-from c2f_jax.errors import UserError
+from c2f_jax.errors import Interrupted, UserError
+from c2f_jax.runs import supervisor
+from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import read_config
 
 MODES = ("train", "eval", "predict")
 DEFAULT_CONFIG = "configs/paper_birds.py"
+
+
+class Cluster(NamedTuple):
+    """How one of several processes finds the others: what `runs.processes.join` takes."""
+
+    coordinator: str | None
+    processes: int | None
+    process: int | None
 
 
 class Command(NamedTuple):
@@ -25,7 +35,7 @@ class Command(NamedTuple):
     config: ConfigDict
     workdir: Path
     mode: str
-    multiprocess: bool
+    cluster: Cluster | None  # None: this process is alone
     images: Path | None  # of mode predict, like the next two
     output: Path | None
     overlays: Path | None
@@ -35,21 +45,65 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv` (without the program's name).
 
     Returns:
-        The exit code: 0; 2 for a user's mistake, told in one line; 1 for a run that failed; 130 for one interrupted.
+        The exit code: 0; 2 for a user's mistake, told in one line; 1 for a run that failed; 128 and the signal's number
+        for one that a signal stopped.
     """
     try:
         command = parse(argv)
-        run(command)
+    except UserError as error:
+        return _told(error, 2)
+    if command.cluster is None:
+        return _run(command)
+    if not supervisor.is_supervised():
+        return supervisor.supervise()
+    return _run_one_of_several(command, command.cluster)
+
+
+def _run(command: Command) -> int:
+    """Does it, and tells how it ended; by process 0 alone, where there are several."""
+    training = command.mode == "train"
+    parting = "interrupted" + ("; the same command goes on from the last checkpoint" if training else "")
+    try:
+        with Interruption(parting) as interruption:
+            run(command, interruption)
+    except UserError as error:
+        return _told(error, 2)
+    except FloatingPointError as error:
+        return _told(error, 1)
+    except Interrupted as error:
+        return _told(error, 128 + error.signal)
+    return 0
+
+
+def _told(error: Exception, code: int) -> int:
+    if not supervisor.is_supervised() or _is_first():
+        print(f"launch.py: {error}", file=sys.stderr)
+    return code
+
+
+def _is_first() -> bool:
+    from c2f_jax.runs import processes
+
+    return processes.is_first()
+
+
+def _run_one_of_several(command: Command, cluster: Cluster) -> int:
+    """`_run` as the child of `supervisor.supervise`: meets the others first, and parts from them in the end."""
+    from c2f_jax.runs import processes
+
+    channel = supervisor.Channel()
+    try:
+        processes.join(*cluster)
     except UserError as error:
         print(f"launch.py: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"launch.py: the loss is {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("launch.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+        supervisor.end(2)
+    channel.joined()
+    try:
+        code = _run(command)
+        processes.leave()
+    except BaseException as error:
+        supervisor.end_with_traceback(error, wait=processes.HEARTBEAT_SECONDS + 10)
+    return code
 
 
 def keep_compiled(folder: str) -> None:
@@ -63,13 +117,9 @@ def keep_compiled(folder: str) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
 
 
-def run(command: Command) -> None:
-    """Does what a checked command line says."""
-    # Imported late: --help and a misspelt flag need not wait for JAX.
-    import jax
-
-    if command.multiprocess:
-        jax.distributed.initialize()
+def run(command: Command, interruption: Interruption | None = None) -> None:
+    """Does what a checked command line says. interruption: what notes signals."""
+    # What needs JAX is imported late: --help and a misspelt flag need not wait for it.
     keep_compiled(command.config.compilation_cache)
     if command.mode == "predict":
         from c2f_jax.inference.predict import model_of_run
@@ -85,7 +135,7 @@ def run(command: Command) -> None:
     if command.mode == "eval":
         evaluate_checkpoint(command.config, command.workdir)
     else:
-        train_and_evaluate(command.config, command.workdir)
+        train_and_evaluate(command.config, command.workdir, interruption=interruption)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -108,8 +158,13 @@ def parse(argv: Sequence[str]) -> Command:
     parser.add_argument("--output", metavar="CSV", help="predict: the file to write; default predictions.csv")
     parser.add_argument("--overlays", metavar="DIR", help="predict: a folder for pictures of what the model looked at")
     parser.add_argument(
-        "--multiprocess", action="store_true", help="this is one of several processes (TPU pod, cluster)"
+        "--multiprocess",
+        action="store_true",
+        help="this is one of several processes, which TPU metadata, SLURM, Open MPI or Kubernetes know",
     )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="the same without those: where process 0 is reached")
+    parser.add_argument("--processes", type=int, metavar="N", help="with --coordinator: how many there are")
+    parser.add_argument("--process", type=int, metavar="I", help="with --coordinator: which one this is, from 0")
     options, rest = parser.parse_known_args(_joined(argv))
 
     if options.mode not in MODES:
@@ -122,8 +177,11 @@ def parse(argv: Sequence[str]) -> Command:
             raise UserError(f"--{name} belongs to --mode predict; this is --mode {options.mode}")
     if predicting and options.images is None:
         raise UserError("--mode predict needs --images DIR, the folder of images")
-    if predicting and options.multiprocess:
-        raise UserError("--mode predict runs in one process, on all of its devices; leave out --multiprocess")
+    cluster = _cluster(options)
+    if predicting and cluster is not None:
+        raise UserError(
+            "--mode predict runs in one process, on all of its devices; leave out --multiprocess and --coordinator"
+        )
     of_run = options.mode != "train" and options.config is None
     config = read_config(workdir) if of_run else load_config(config_path)
     for word in rest:
@@ -133,11 +191,31 @@ def parse(argv: Sequence[str]) -> Command:
         config,
         workdir,
         options.mode,
-        options.multiprocess,
+        cluster,
         Path(options.images) if predicting else None,
         Path(options.output or "predictions.csv") if predicting else None,
         Path(options.overlays) if options.overlays is not None else None,
     )
+
+
+def _cluster(options: argparse.Namespace) -> Cluster | None:
+    given = {f"--{name}": getattr(options, name) for name in Cluster._fields}
+    missing = [flag for flag, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return Cluster(None, None, None) if options.multiprocess else None
+    if missing:
+        raise UserError(f"{', '.join(given)} belong together; {' and '.join(missing)} is missing")
+    host, colon, port = options.coordinator.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise UserError(
+            f"--coordinator takes HOST:PORT of process 0, such as 10.0.0.1:9000; got {options.coordinator!r}"
+        )
+    if not 0 <= options.process < options.processes:
+        raise UserError(
+            "--process counts from 0 to --processes - 1; "
+            f"got --process {options.process} of --processes {options.processes}"
+        )
+    return Cluster(options.coordinator, options.processes, options.process)
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
@@ -178,6 +256,7 @@ def override(config: ConfigDict, word: str) -> None:
     name, equals, text = word.removeprefix("--config.").partition("=")
     if not word.startswith("--config."):
         flags = ["--config", "--workdir", "--mode", "--images", "--output", "--overlays", "--multiprocess"]
+        flags += [f"--{name}" for name in Cluster._fields]
         close = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
         raise UserError(f"there is no flag {word}" + (f"; {close[0]}?" if close else "; see python launch.py --help"))
     if not equals:

@@ -75,7 +75,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """This process's share of the batches of steps `start`, start + 1, ..., without end.
 
-    Each epoch is a new permutation of the source; a batch may hold the end of one and the beginning of the next.
+    Each epoch is a new permutation of the source; a batch may hold the end of one and the beginning of the next. Shares
+    laid end to end are the batch that one process would have, in its order.
 
     Args:
         source: the training examples.
@@ -89,12 +90,12 @@ def training_batches(
         `image` uint8 [b, R, R, 3], `square` float32 [b, 2] (see `square_sides`), `label`, `index` int32 [b], and `box`,
         `parts`, `part_visible` float32 where known.
     """
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()[process::processes]
-    batches = dataset.map(lambda example: _to_arrays(example, raw_size)).batch(
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    shares = dataset.map(lambda example: _to_arrays(example, raw_size)).batch(
         batch_size // processes, drop_remainder=True
     )
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    return iter(batches[start:].to_iter_dataset(options))
+    return iter(shares[process::processes][start:].to_iter_dataset(options))
 
 
 def evaluation_batches(
@@ -111,9 +112,8 @@ def evaluation_batches(
         # Beyond the end any example will do: it has the right shapes.
         return _to_arrays(source[position if valid else 0], raw_size) | {"mask": np.asarray(valid, np.float32)}
 
-    positions = grain.MapDataset.range(process, steps * batch_size, processes)
-    batches = positions.map(row).batch(batch_size // processes)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    shares = grain.MapDataset.range(steps * batch_size).map(row).batch(batch_size // processes)
+    return iter(shares[process::processes].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
 class ImageFile(NamedTuple):

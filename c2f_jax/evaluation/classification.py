@@ -2,19 +2,23 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from c2f_jax.evaluation.metrics import Gaps, Sums, masked
 
 CALIBRATION_BINS = 15
+UNKNOWN = np.iinfo(np.int32).max  # the rank of the true class among values that hold a NaN
 
 
 def rank(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
     """How many other classes are at least as likely as the true one: 0 is right. [B, C], int [B] -> int [B].
 
-    A tie counts against the true class, so that constant outputs are not right by accident.
+    A tie counts against the true class, so that constant outputs are not right by accident. So does a NaN, of whatever
+    class, which compares with nothing: the rank is then `UNKNOWN`, which no number of guesses reaches.
     """
     true = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)
-    return jnp.sum(log_probabilities >= true, axis=-1) - 1
+    others = jnp.sum(log_probabilities >= true, axis=-1) - 1
+    return jnp.where(jnp.any(jnp.isnan(log_probabilities), axis=-1), UNKNOWN, others)
 
 
 def classification_sums(log_probabilities: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
@@ -28,6 +32,7 @@ def classification_sums(log_probabilities: jax.Array, labels: jax.Array, mask: j
     Returns:
         Pairs under `top_1_accuracy`, `top_5_accuracy`, `mean_per_class_accuracy` (vectors [C]), `loss` (the negative
         log probability of the true class) and `calibration_error`. With fewer than five classes top-5 counts them all.
+        Where a log probability is NaN nothing is right, and the loss is not a number either.
     """
     others = rank(log_probabilities, labels)
     true = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 from c2f_jax.evaluation.classification import classification_sums
 from c2f_jax.evaluation.localization import attention_sums, localization_sums
@@ -42,8 +43,17 @@ def metric_sums(looks: dict[str, Look], batch: dict[str, jax.Array]) -> Sums:
 def evaluate(
     step: EvalStep, params: Any, batch_stats: dict[str, Any], batches: Iterable[dict[str, jax.Array]]
 ) -> dict[str, float]:
-    """The metrics over all batches (already on the devices), as fractions, losses in nats."""
+    """The metrics over all batches (already on the devices), as fractions, losses in nats.
+
+    Raises:
+        FloatingPointError: if one is not finite; it names them. Such a network says nothing, however its other figures
+            came out.
+    """
     total: Sums | None = None
     for batch in batches:
         total = merge(total, step(params, batch_stats, batch))
-    return finalise(total) if total is not None else {}
+    metrics = finalise(total) if total is not None else {}
+    broken = [name for name, value in metrics.items() if not np.isfinite(value)]
+    if broken:
+        raise FloatingPointError(f"the evaluation is not finite: {', '.join(broken)}")
+    return metrics

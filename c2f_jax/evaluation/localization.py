@@ -69,7 +69,8 @@ def attention_sums(coarse: Look, batch: dict[str, jax.Array]) -> Sums:
         # The squared length of the sum of M unit vectors is M and the cosines of all ordered pairs.
         joint = jnp.sum(maps / jnp.where(lengths > 0, lengths, 1.0), axis=-1)
         cosines = jnp.sum(joint * joint, axis=(1, 2)) - live
-        sums["attention/overlap"] = (jnp.sum(cosines * mask), jnp.sum(live * (live - 1) * mask))
+        pairs = live * (live - 1)
+        sums["attention/overlap"] = (masked(cosines, mask)[0], masked(pairs, mask)[0])
     if "box" in batch and "parts" in batch:
         height, width = maps.shape[1:3]
         peak = jnp.argmax(jnp.mean(maps, axis=-1).reshape(-1, height * width), axis=-1)

@@ -28,15 +28,16 @@ def merge(a: Sums | None, b: Sums) -> Sums:
 
 
 def finalise(sums: Sums) -> dict[str, float]:
-    """sum / count of each pair. A pair of vectors (one entry per class) gives the mean over entries with a count."""
+    """sum / count of each pair. A pair of vectors (one entry per class) gives the mean over entries with a count.
+
+    A pair that nothing was counted for gives no figure: its name is left out.
+    """
     result = {}
     for name, pair in jax.device_get(dict(sums)).items():
         total, count = (np.atleast_1d(np.asarray(value, np.float64)) for value in pair)
         seen = count > 0
-        if not seen.any():
-            result[name] = float("nan")
-        elif isinstance(pair, Gaps):
+        if isinstance(pair, Gaps) and seen.any():
             result[name] = float(np.sum(np.abs(total)) / np.sum(count))
-        else:
+        elif seen.any():
             result[name] = float(np.mean(total[seen] / count[seen]))
     return result

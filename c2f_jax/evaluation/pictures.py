@@ -1,10 +1,9 @@
 """A sheet of images with what the model attended to, looked at again and said."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -12,13 +11,15 @@ from matplotlib.patches import Rectangle
 from c2f_jax.kernels import crop_and_resize, ordered
 from c2f_jax.models.two_looks import Look, attention_over_image, log_probabilities
 
+Batch = Mapping[str, Any]  # arrays, of the host or a device
+
 RIGHT, WRONG, TRUTH = "#1b7f3b", "#b3261e", "#ffd166"
 
 
 def save_sheet(
     path: Path,
-    predict: Callable[[dict[str, jax.Array]], dict[str, Look]],
-    batch: dict[str, jax.Array],
+    predict: Callable[[Batch], dict[str, Look]],
+    batch: Batch,
     class_names: Sequence[str],
     *,
     columns: int = 2,
@@ -62,7 +63,7 @@ def save_sheet(
     figure.savefig(path, dpi=110)
 
 
-def _panels(batch: dict[str, jax.Array], looks: dict[str, Look]) -> dict[str, np.ndarray]:
+def _panels(batch: Batch, looks: dict[str, Look]) -> dict[str, np.ndarray]:
     images = np.asarray(batch["image"])
     panels: dict[str, np.ndarray] = {"image": images}
     if "attention_maps" in looks["coarse"].out:
@@ -76,7 +77,7 @@ def _panels(batch: dict[str, jax.Array], looks: dict[str, Look]) -> dict[str, np
     return panels
 
 
-def _draw_boxes(axis: Any, batch: dict[str, jax.Array], looks: dict[str, Look], i: int) -> None:
+def _draw_boxes(axis: Any, batch: Batch, looks: dict[str, Look], i: int) -> None:
     height, width = batch["image"].shape[1:3]
     boxes = [("white", "-", looks["fine"].box)] if "fine" in looks else []
     if "box" in batch:

@@ -16,7 +16,7 @@ from c2f_jax.kernels import ordered
 from c2f_jax.models.two_looks import attention_over_image, log_probabilities
 from c2f_jax.runs import parallel
 from c2f_jax.runs.build import build_trained
-from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.workdir import read_class_names, read_config
 from c2f_jax.training import steps
 from c2f_jax.training.losses import Task
@@ -55,12 +55,13 @@ class Prediction:
 class Model:
     """A trained model, ready for images; made by `load_model`."""
 
-    def __init__(self, config: Any, class_names: Sequence[str], restore: Any):
-        """config: of the run; class_names: by label; restore: abstract state -> (params, batch_stats)."""
+    def __init__(self, config: Any, class_names: Sequence[str], workdir: Path):
+        """config: of the run in `workdir`; class_names: by label."""
         self.class_names = tuple(class_names)
         self._trained = build_trained(config, num_classes=len(self.class_names))
+        _, model = read_latest(workdir, self._trained.abstract_model)
         # As arguments of the compiled function, not constants in it.
-        self._variables = parallel.replicate(restore(self._trained.abstract_state), self._trained.mesh)
+        self._variables = (model["params"], model["batch_stats"])
         self._step = jax.jit(partial(prediction_step, self._trained.task))
 
     @property
@@ -77,6 +78,7 @@ class Model:
         Raises:
             UserError: if there is no such folder, or no image in it. Unreadable files do not raise: see
                 `Prediction.error`.
+            FloatingPointError: if the model's answers are not finite.
         """
         root, names = list_images(files) if isinstance(files, str | Path) else (Path(), [str(file) for file in files])
         return self._predict(root, names)
@@ -94,6 +96,8 @@ class Model:
                     raw[i], square[i] = row.image, pipeline.square_sides(row.height, row.width)
             arrays = parallel.shard_batch({"image": raw, "square": square}, trained.mesh)
             said = jax.device_get(self._step(*self._variables, arrays))
+            if not all(np.all(np.isfinite(said[view])) for view in self.views):
+                raise FloatingPointError("the model's probabilities are not numbers: its training went wrong")
             for i, (name, row) in enumerate(zip(chunk, batch, strict=True)):
                 yield self._prediction(name, row, {key: value[i] for key, value in said.items()})
 
@@ -115,7 +119,7 @@ def load_model(workdir: str | Path) -> Model:
     """The model of the last checkpoint in `workdir`.
 
     Raises:
-        UserError: if there is no run or no checkpoint, or its batch size does not suit these devices.
+        UserError: if there is no run or no checkpoint.
 
     Example:
         from c2f_jax.inference import load_model
@@ -128,11 +132,7 @@ def load_model(workdir: str | Path) -> Model:
 
 def model_of_run(workdir: Path, config: Any) -> Model:
     """`load_model` with a config that may differ from the stored one where weights do not (e.g. the batch size)."""
-    names = read_class_names(workdir)
-    checkpoints, step = open_finished(workdir)
-    model = Model(config, names, partial(checkpoints.restore_model, step))
-    checkpoints.close()
-    return model
+    return Model(config, read_class_names(workdir), workdir)
 
 
 def prediction_step(

@@ -1,5 +1,6 @@
 """Config -> objects; the only place where the config is unpacked."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,11 +15,11 @@ from c2f_jax.models.attention_network import ATTENTION_INITS, BOX_GRADIENTS, Att
 from c2f_jax.models.backbones import BACKBONES
 from c2f_jax.models.pretrained import load_pretrained
 from c2f_jax.models.two_looks import learned_region, threshold_region
-from c2f_jax.runs import parallel
+from c2f_jax.runs import parallel, processes
 from c2f_jax.training import augment, losses
 from c2f_jax.training.optimizer import make_optimizer, make_schedule
 from c2f_jax.training.stages import Stage, stage_of_checkpoint
-from c2f_jax.training.train_state import TrainState, create_train_state, switch_stage
+from c2f_jax.training.train_state import TrainState, create_train_state, init_variables, switch_stage
 
 METHODS = ("baseline", "attention", "wsdan", "coarse2fine", "random_box")
 DTYPES = ("float32", "bfloat16", "float64")
@@ -30,7 +31,7 @@ def _check_choice(field: str, value: str, choices: Any) -> None:
 
 
 def check(config: Any) -> None:
-    """Raises UserError for values that no run could use, before anything is read or written."""
+    """Raises UserError for values that no use of a run could do with, before anything is read or written."""
     _check_choice("method", config.method, METHODS)
     _check_choice("model.backbone", config.model.backbone, BACKBONES)
     _check_choice("model.attention_init", config.model.attention_init, ATTENTION_INITS)
@@ -63,12 +64,18 @@ def check(config: Any) -> None:
             raise UserError(f"train.{name} must be at least 1; got {config.train[name]}")
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
-    for name in ("batch_size", "eval_batch_size"):
-        parallel.check_batch_size(f"train.{name}", config.train[name])
-    if config.train.accumulate < 1 or config.train.batch_size // jax.device_count() % config.train.accumulate:
+    if config.train.eval_batch_size < 1:
+        raise UserError(f"train.eval_batch_size must be at least 1; got {config.train.eval_batch_size}")
+
+
+def check_training(config: Any) -> None:
+    """Raises UserError for values that nobody could train with on these devices."""
+    check(config)
+    parallel.check_batch_size("train.batch_size", config.train.batch_size)
+    share = config.train.batch_size // parallel.device_count()
+    if config.train.accumulate < 1 or share % config.train.accumulate:
         raise UserError(
-            f"train.accumulate={config.train.accumulate} must divide each device's share of the batch, "
-            f"{config.train.batch_size // jax.device_count()} images"
+            f"train.accumulate={config.train.accumulate} must divide each device's share of the batch, {share} images"
         )
 
 
@@ -231,25 +238,41 @@ class Run:
         Raises:
             UserError: if these weights cannot be had or do not fit.
         """
-        state, model = self._scratch(), self.config.model
-        if not model.pretrained:
-            return state
-        old = {"params": state.params["backbone"], "batch_stats": state.batch_stats["coarse"]["backbone"]}
-        new = load_pretrained(model.pretrained, model.backbone, old)
-        stats = {
-            # Copies, as in `create_train_state`.
-            name: {**stats, "backbone": jax.tree.map(jnp.array, new["batch_stats"])}
-            for name, stats in state.batch_stats.items()
-        }
-        return state.replace(params={**state.params, "backbone": new["params"]}, batch_stats=stats)
+        model, new = self.config.model, None
+        if model.pretrained:
+            fresh = jax.eval_shape(self._scratch)
+            old = {"params": fresh.params["backbone"], "batch_stats": fresh.batch_stats["coarse"]["backbone"]}
+            new = load_pretrained(model.pretrained, model.backbone, old)
+
+        def start(new: Any) -> TrainState:
+            state = self._scratch()
+            if new is None:
+                return state
+            stats = {
+                # Copies, as in `init_variables`.
+                name: {**stats, "backbone": jax.tree.map(jnp.copy, new["batch_stats"])}
+                for name, stats in state.batch_stats.items()
+            }
+            return state.replace(params={**state.params, "backbone": new["params"]}, batch_stats=stats)
+
+        # As one program: operation by operation it takes ten times as long, and no cache keeps that.
+        return jax.jit(start, out_shardings=parallel.replicated(self.mesh))(jax.device_get(new))
 
     def abstract_state(self, step: int) -> TrainState:
-        """Shapes and dtypes of the checkpoint at `step`, with the optimiser state of the stage that owned it."""
+        """Shapes, dtypes and places of the checkpoint at `step`, with the optimiser state of the stage that owns it."""
         owner = stage_of_checkpoint(self.stages, step)
-        return jax.eval_shape(lambda: switch_stage(self._scratch(), owner))
+        return parallel.on_mesh(jax.eval_shape(lambda: switch_stage(self._scratch(), owner)), self.mesh)
+
+    @property
+    def abstract_model(self) -> dict[str, Any]:
+        """Shapes, dtypes and places of `params` and `batch_stats`."""
+        return abstract_model(self.config, self.task, self.mesh)
 
     def _scratch(self) -> TrainState:
-        return scratch_state(self.config, self.task, self.stages[0], num_classes=len(self.splits.class_names))
+        state = create_train_state(
+            jax.random.key(self.config.seed), self.task, self.stages[0], num_classes=len(self.splits.class_names)
+        )
+        return _in_dtype(state, self.config.model.dtype)
 
     def training_batches(self, start: int) -> Any:
         """Batches of steps `start`, start + 1, ... on the host."""
@@ -260,20 +283,13 @@ class Run:
             raw_size=data.raw_size,
             seed=self.config.seed,
             start=start,
-            process=jax.process_index(),
-            processes=jax.process_count(),
+            process=processes.index(),
+            processes=processes.count(),
         )
 
-    def evaluation_batches(self, source: Source) -> Any:
+    def evaluation_batches(self, source: Source) -> Iterator[Any]:
         """Every example of `source` once, padded and masked, on the devices."""
-        batches = pipeline.evaluation_batches(
-            source,
-            batch_size=self.config.train.eval_batch_size,
-            raw_size=self.config.dataset.raw_size,
-            process=jax.process_index(),
-            processes=jax.process_count(),
-        )
-        return (parallel.shard_batch(batch, self.mesh) for batch in batches)
+        return evaluation_batches(self.config, source, self.mesh)
 
     def evaluation_is_due(self, step: int) -> bool:
         """Whether the validation part is evaluated before `step`: every so many epochs, and never before the first."""
@@ -281,21 +297,29 @@ class Run:
         return len(self.splits.validation) > 0 and every > 0 and step > 0 and step % every == 0
 
 
-def scratch_state(config: Any, task: losses.Task, stage: Stage, *, num_classes: int) -> TrainState:
-    """A fresh state for `stage`, in the config's dtype."""
-    dtype = jnp.float64 if config.model.dtype == "float64" else jnp.float32
-    state = create_train_state(jax.random.key(config.seed), task, stage, num_classes=num_classes)
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+def _in_dtype(tree: Any, dtype: str) -> Any:
+    """Parameters and what goes with them are float32 whatever is computed in; float64 is for checks."""
+    kept = jnp.float64 if dtype == "float64" else jnp.float32
+    return jax.tree.map(lambda x: x.astype(kept) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
-def build(config: Any) -> Run:
-    """Everything that `config` describes.
+def abstract_model(config: Any, task: losses.Task, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Shapes, dtypes and places of `params` and `batch_stats`, as checkpoints hold them."""
+
+    def fresh() -> dict[str, Any]:
+        variables = init_variables(jax.random.key(0), task)
+        return _in_dtype({name: variables[name] for name in ("params", "batch_stats")}, config.model.dtype)
+
+    return parallel.on_mesh(jax.eval_shape(fresh), mesh)
+
+
+def load_splits(config: Any) -> Splits:
+    """The data set that `config` names.
 
     Raises:
-        UserError: if a field has a value that cannot be used, or data are missing.
+        UserError: if it is not there, or not whole.
     """
-    check(config)
-    splits = load(
+    return load(
         config.dataset.name,
         path=config.dataset.path,
         cache_dir=config.dataset.cache_dir,
@@ -304,6 +328,28 @@ def build(config: Any) -> Run:
         train_size=config.dataset.train_size,
         test_size=config.dataset.test_size,
     )
+
+
+def evaluation_batches(config: Any, source: Source, mesh: jax.sharding.Mesh) -> Iterator[Any]:
+    """Every example of `source` once, padded and masked, on the devices."""
+    batches = pipeline.evaluation_batches(
+        source,
+        batch_size=parallel.fitting(config.train.eval_batch_size),
+        raw_size=config.dataset.raw_size,
+        process=processes.index(),
+        processes=processes.count(),
+    )
+    return (parallel.shard_batch(batch, mesh) for batch in batches)
+
+
+def build(config: Any) -> Run:
+    """Everything that `config` describes.
+
+    Raises:
+        UserError: if a field has a value that cannot be used, or data are missing.
+    """
+    check_training(config)
+    splits = load_splits(config)
     mesh = parallel.make_mesh()
     backend = parallel.make_backend(config.parallel.backend, mesh)
     return Run(
@@ -325,29 +371,28 @@ class Trained:
         raw_size: R, the side in pixels that images are resized to.
         batch_size: images at a time.
         mesh: the devices.
-        abstract_state: shapes and dtypes of its `params` and `batch_stats`.
+        abstract_model: shapes, dtypes and places of its `params` and `batch_stats`.
     """
 
     task: losses.Task
     raw_size: int
     batch_size: int
     mesh: jax.sharding.Mesh
-    abstract_state: TrainState
+    abstract_model: dict[str, Any]
 
 
 def build_trained(config: Any, *, num_classes: int) -> Trained:
-    """What prediction needs of a run's config.
+    """What prediction and evaluation need of a run's config.
 
     Raises:
-        UserError: if a field has a value that cannot be used on these devices.
+        UserError: if a field has a value that cannot be used.
     """
     check(config)
-    task = make_task(config, num_classes=num_classes, axis_name=None)
-    stage = make_stages(config, train_size=config.train.batch_size * 1000)[0]  # no step of it is taken
+    task, mesh = make_task(config, num_classes=num_classes, axis_name=None), parallel.make_mesh()
     return Trained(
         task=task,
         raw_size=config.dataset.raw_size,
-        batch_size=config.train.eval_batch_size,
-        mesh=parallel.make_mesh(),
-        abstract_state=jax.eval_shape(lambda: scratch_state(config, task, stage, num_classes=num_classes)),
+        batch_size=parallel.fitting(config.train.eval_batch_size),
+        mesh=mesh,
+        abstract_model=abstract_model(config, task, mesh),
     )

@@ -1,45 +1,51 @@
-"""Checkpoints of the train state, by orbax; the only file that knows orbax."""
+"""Checkpoints of the train state, by orbax; the only file that knows orbax.
+
+A trainer writes by `Checkpoints`; everybody else reads by the functions below, which change nothing.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from c2f_jax.errors import UserError
 
+ATTEMPTS = 20
+
 
 class Checkpoints:
-    """The checkpoints of one run; each is written whole or not at all."""
+    """The checkpoints of one run, to write; each is written whole or not at all."""
 
-    def __init__(self, directory: Path, *, every_steps: int = 1, at_steps: Collection[int] = (), keep: int = 2):
-        """Opens (and creates) `directory`.
+    def __init__(self, workdir: Path, *, every_steps: int, at_steps: Collection[int], keep: int = 2):
+        """Opens those of the run in `workdir`, for its trainer alone: what an interrupted save left is removed.
 
         Args:
-            directory: absolute or relative; what an interrupted save left there is removed.
+            workdir: the run's.
             every_steps: save at multiples of this.
             at_steps: and at these (the stages' ends).
             keep: how many of the latest to keep.
         """
-        policies = save_decision_policy
-        # Orbax's own default would save on preemption notices too; a policy of our own has to name that again.
-        when = policies.AnySavePolicy(
-            [
-                policies.FixedIntervalPolicy(every_steps),
-                policies.SpecificStepsPolicy(frozenset(at_steps)),
-                policies.PreemptionCheckpointingPolicy(),
-            ]
-        )
+        # Preemption is not among the policies: `interruption` notes the signals, and the loop saves.
+        when = [
+            save_decision_policy.FixedIntervalPolicy(every_steps),
+            save_decision_policy.SpecificStepsPolicy(frozenset(at_steps)),
+        ]
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            (workdir / "checkpoints").absolute(),
             options=ocp.CheckpointManagerOptions(
-                save_decision_policy=when,
+                save_decision_policy=save_decision_policy.AnySavePolicy(when),
                 preservation_policy=preservation_policy.LatestN(keep),
                 cleanup_tmp_directories=True,
             ),
         )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def latest_step(self) -> int | None:
         """The last complete checkpoint's step, or None."""
@@ -49,28 +55,21 @@ class Checkpoints:
         """Whether `save` would write at this step."""
         return step != self.latest_step() and self._manager.should_save(step)
 
-    def save(self, step: int, state: Any, progress: dict[str, float]) -> None:
-        """Starts writing `state` and a few numbers; training may go on (and donate) at once."""
+    def save(self, step: int, state: Any, progress: dict[str, float], *, due: bool = True) -> None:
+        """Starts writing `state` and a few numbers; training may go on (and donate) at once. due: False to insist."""
         self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
+            force=not due,
         )
 
     def restore(self, step: int, template: Any) -> tuple[Any, dict[str, float]]:
-        """The state of `step`, with the template's structure, dtypes and shardings, and the numbers beside it."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        """The state of `step` with the template's structure, dtypes and shardings, whichever devices saved it, and the
+        numbers beside it. template: of `parallel.on_mesh`."""
         items = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore())
         )
         return items.state, items.progress
-
-    def restore_model(self, step: int, template: Any) -> tuple[Any, Any]:
-        """(params, batch_stats) of `step` alone; template: a state with these, of the right shapes."""
-        wanted = {"params": template.params, "batch_stats": template.batch_stats}
-        item = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
-        arguments = ocp.checkpoint_utils.construct_restore_args(item)
-        restore = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-        state = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
-        return state["params"], state["batch_stats"]
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -78,17 +77,46 @@ class Checkpoints:
         self._manager.close()
 
 
-def open_finished(workdir: Path) -> tuple[Checkpoints, int]:
-    """The checkpoints of the run in `workdir`, to read, and the last one's step.
+def latest_step(workdir: Path) -> int:
+    """The last complete checkpoint's step of the run in `workdir`.
 
     Raises:
         UserError: if there is none.
     """
-    directory = workdir / "checkpoints"
-    # A look before opening, which would make the folder; a checkpoint gets its step for a name when it is complete.
-    if directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir()):
-        checkpoints = Checkpoints(directory)
-        step = checkpoints.latest_step()
-        if step is not None:
-            return checkpoints, step
-    raise UserError(f"{workdir} holds no checkpoint; train first: python launch.py --workdir {workdir}")
+    # A checkpoint gets its step for a name when it is complete.
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    if not steps:
+        raise UserError(f"{workdir} holds no checkpoint; train first: python launch.py --workdir {workdir}")
+    return max(steps)
+
+
+def read(workdir: Path, step: int, template: Any) -> Any:
+    """What `template` names of the state of `step`, with its dtypes and shardings; nothing in `workdir` is changed.
+
+    Args:
+        workdir: the run's.
+        step: of a complete checkpoint.
+        template: a TrainState, or a dict of some of its fields, of `parallel.on_mesh`.
+    """
+    restore = ocp.args.PyTreeRestore(
+        item=template, restore_args=ocp.checkpoint_utils.construct_restore_args(template), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore((workdir / "checkpoints" / str(step) / "state").absolute(), args=restore)
+
+
+def read_latest(workdir: Path, template: Any) -> tuple[int, Any]:
+    """(step, `read` of it) of the last checkpoint in `workdir`, where a trainer may be saving the next.
+
+    Raises:
+        UserError: if there is no checkpoint.
+    """
+    for attempt in range(ATTEMPTS):
+        step = latest_step(workdir)
+        try:
+            return step, read(workdir, step, template)
+        except Exception:  # a file that goes away is told by whichever library is at it
+            # The trainer keeps the latest few: an older one may be taken away while it is read.
+            if (workdir / "checkpoints" / str(step)).is_dir() or attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")

@@ -1,8 +1,10 @@
 """The whole story of a run, from a config to `results.json`."""
 
 import platform
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,16 +13,21 @@ from typing import Any
 import jax
 import numpy as np
 
+from c2f_jax.data import pipeline
 from c2f_jax.data.sources import Source, Subset
+from c2f_jax.errors import Interrupted, UserError
 from c2f_jax.evaluation.evaluate import eval_step, evaluate
 from c2f_jax.evaluation.pictures import save_sheet
-from c2f_jax.runs.build import Run, build
-from c2f_jax.runs.checkpoint import Checkpoints, open_finished
-from c2f_jax.runs.workdir import check_class_names, claim_workdir, write_json
+from c2f_jax.runs import parallel, processes
+from c2f_jax.runs.build import Run, build, build_trained, evaluation_batches, load_splits
+from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
+from c2f_jax.runs.interruption import Interruption
+from c2f_jax.runs.workdir import check_class_names, check_workdir, claim_workdir, essential, locked, write_json
 from c2f_jax.runs.writers import JsonLines, Reporter, print_table
+from c2f_jax.training.losses import Task
 from c2f_jax.training.stages import stage_at, stage_of_checkpoint
 from c2f_jax.training.steps import predict, train_step
-from c2f_jax.training.train_state import switch_stage
+from c2f_jax.training.train_state import TrainState, switch_stage
 
 Window = list[dict[str, jax.Array]]
 
@@ -28,49 +35,87 @@ SHEET_IMAGES = 12
 # Of the first look's area: a second look that covers more hardly adds to it. On CUB-50 second looks gain 3 points at
 # 0.61, and next to nothing at 0.97 and 1.00 (docs/method.md).
 TOO_LARGE = 0.9
+SHARED_SECONDS = 10
 
 
-def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
+def train_and_evaluate(
+    config: Any, workdir: str | Path, *, interruption: Interruption | None = None
+) -> dict[str, Any]:
     """Trains through all stages, evaluates the test part once, and leaves everything in `workdir`.
 
     Called again with the same config it goes on from the last checkpoint; bit for bit on the same CPU. Weights come
-    from 1 a checkpoint in `workdir`, 2 `config.model.pretrained`, 3 scratch.
+    from 1 a checkpoint in `workdir`, 2 `config.model.pretrained`, 3 scratch. With several processes all call it, and
+    process 0 alone prints and writes.
 
     Args:
         config: all fields of `configs/default.py`.
-        workdir: holds `config.json`, `class_names.json`, `metrics.jsonl`, `results.json`, `samples.png` and
-            `checkpoints/` in the end.
+        workdir: holds `config.json`, `class_names.json`, `metrics.jsonl`, `results.json`, `samples.png`, `train.lock`
+            and `checkpoints/` in the end.
+        interruption: notes signals; the run then stops after a step, saved, in all processes at the same one.
 
     Returns:
         What is in `results.json`.
 
     Raises:
-        UserError: if the config cannot be used, or `workdir` holds another run.
-        FloatingPointError: if a term of the loss is not finite; it names the term and the steps.
+        UserError: if the config cannot be used, or `workdir` holds another run or is being trained.
+        Interrupted: if a signal asked for it.
+        FloatingPointError: if a term of the loss or a figure is not finite; it names the term and the steps.
     """
     began = time.perf_counter()
-    run = build(config)
-    workdir = Path(workdir)
-    # Made before anything is written: weights that cannot be had leave no workdir behind.
-    fresh = None if (workdir / "checkpoints").is_dir() else run.create_state()
-    claim_workdir(workdir, config, run.splits.class_names)
-    train, stages, total = config.train, run.stages, run.total_steps
+    run = processes.together(lambda: build(config))
+    names, workdir = run.splits.class_names, Path(workdir)
+    processes.check_same("config", essential(config))
+    processes.check_same("data set", [names, len(run.splits.train), len(run.splits.validation), len(run.splits.test)])
+    # Before anything is written: what cannot be gone on with, or weights that cannot be had, leave no workdir behind.
+    processes.by_first(lambda: check_workdir(workdir, config, names))
+    begun = processes.told_by_first(lambda: "begun" if (workdir / "checkpoints").is_dir() else "")
+    fresh = [] if begun else [processes.together(run.create_state)]
+    with ExitStack() as leaving:
+        processes.by_first(lambda: leaving.enter_context(locked(workdir)))
+        _check_shared(workdir)
+        notes = processes.by_first(lambda: claim_workdir(workdir, config, names)) or ()
+        checkpoints = leaving.enter_context(
+            Checkpoints(
+                workdir,
+                every_steps=config.train.checkpoint_every_steps,
+                at_steps=[stage.end for stage in run.stages],
+            )
+        )
+        interruption = interruption or Interruption()
+        leaving.enter_context(interruption.deferred())
+        return _train(run, workdir, checkpoints, interruption, notes, fresh, began)
+
+
+def _train(
+    run: Run,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    interruption: Interruption,
+    notes: Sequence[str],
+    fresh: list[TrainState],
+    began: float,
+) -> dict[str, Any]:
+    """`train_and_evaluate` once `workdir` is ours. fresh: the state to begin with, or nothing; it is taken out."""
+    config, stages, total, first = run.config, run.stages, run.total_steps, processes.is_first()
+    train = config.train
 
     # --- State: from the last checkpoint, or a new one. ---
-    checkpoints = Checkpoints(
-        workdir / "checkpoints",
-        every_steps=train.checkpoint_every_steps,
-        at_steps=[stage.end for stage in stages],
-    )
     resumed, start = (last := checkpoints.latest_step()) is not None, last or 0
     if resumed:
         state, progress = checkpoints.restore(start, run.abstract_state(start))
     else:
-        state, progress = fresh or run.create_state(), {"seconds": 0.0, "train_seconds": 0.0, "images": 0}
+        state = fresh.pop() if fresh else processes.together(run.create_state)
+        progress = {"seconds": 0.0, "train_seconds": 0.0, "images": 0}
+    fresh.clear()  # a second copy of everything, were it kept
     state = run.backend.put_state(state)
-    log = JsonLines(workdir / "metrics.jsonl", resume_step=start if resumed else None)
+    log = JsonLines(workdir / "metrics.jsonl" if first else None, resume_step=start if resumed else None)
 
-    evaluate_on = _evaluator(run)
+    signals = parallel.Agreement(run.mesh)
+
+    def signal() -> int:
+        return signals(interruption.signal)
+
+    evaluate_on = _evaluator(run, signal)
     axis = run.backend.axis_name
     compiled = {
         stage.name: run.backend.compile(
@@ -87,14 +132,15 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
     }
     batches = run.training_batches(start)
 
-    with Reporter(total, start=start) as report:
+    with Reporter(total, start=start, quiet=not first) as report:
         report.say(
             f"{config.method} on {config.dataset.name}: {len(run.splits.train)} training, "
             f"{len(run.splits.validation)} validation, {len(run.splits.test)} test images, "
             + ", then ".join(f"{stage.steps} steps {stage.name}" for stage in stages)
-            + f"; {jax.device_count()} x {jax.devices()[0].device_kind}"
+            + f"; {parallel.device_count()} x {parallel.device_kind()}"
+            + (f" in {processes.count()} processes" if processes.count() > 1 else "")
         )
-        for note in run.splits.notes:
+        for note in (*run.splits.notes, *notes):
             report.say(note)
         if resumed:
             report.say(f"going on from step {start} of {total}")
@@ -125,7 +171,9 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
 
         # --- The loop: evaluate, save, next batch, step, then the metrics of the logging step before. ---
         for step in range(start, total + 1):
-            evaluating, saving = run.evaluation_is_due(step), checkpoints.is_due(step) or step == total
+            stopping = signal()
+            evaluating = run.evaluation_is_due(step) and not stopping
+            saving = checkpoints.is_due(step) or step == total or stopping
             if evaluating or saving:
                 # These wait for the device anyway: nothing is lost by writing first, and a resumed log has no gap.
                 if window:
@@ -134,13 +182,22 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             if evaluating:
                 name = stage_of_checkpoint(stages, step).name
                 whole = run.backend.get_state(state)
-                metrics = evaluate_on(whole.params, whole.batch_stats, run.splits.validation)
-                log.write(step=step, stage=name, split="validation", metrics=metrics)
-                best = "fused" if "fused/loss" in metrics else "coarse"
-                report.say(f"{name} {step}/{total}  validation {best} {metrics[f'{best}/top_1_accuracy']:.2%}")
-            if checkpoints.is_due(step):
+                try:
+                    metrics = evaluate_on(whole.params, whole.batch_stats, run.splits.validation)
+                    log.write(step=step, stage=name, split="validation", metrics=metrics)
+                    best = "fused" if "fused/loss" in metrics else "coarse"
+                    report.say(f"{name} {step}/{total}  validation {best} {metrics[f'{best}/top_1_accuracy']:.2%}")
+                except _Asked as asked:
+                    stopping = asked.signal  # in the middle of it: the next start evaluates again
+            due = checkpoints.is_due(step)
+            if due or (stopping and step not in (0, checkpoints.latest_step())):
                 elapsed = progress["seconds"] + time.perf_counter() - began
-                checkpoints.save(step, run.backend.get_state(state), {**progress, "seconds": elapsed})
+                state_now = run.backend.get_state(state)
+                checkpoints.save(step, state_now, {**progress, "seconds": elapsed}, due=due)
+            if stopping:
+                checkpoints.close()
+                where = f"saved at step {step} of {total}" if step else "before the first step"
+                raise Interrupted(stopping, f"stopped, {where}; the same command goes on from there")
             if step == total:
                 break
             if evaluating or saving:
@@ -149,9 +206,9 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             stage = stage_at(stages, step)
             if step == stage.start:
                 state = run.backend.put_state(switch_stage(run.backend.get_state(state), stage))
-            asked = time.perf_counter()
+            asked_for = time.perf_counter()
             batch = next(batches)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - asked_for
             state, metrics = compiled[stage.name](state, run.backend.put_batch(batch))
             write_closed()
             window.append(metrics)
@@ -162,14 +219,12 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
     # --- The test part, once, with the last parameters. ---
     checkpoints.close()
     final = run.backend.get_state(state)
-    test = evaluate_on(final.params, final.batch_stats, run.splits.test)
-    log.write(step=total, stage=stages[-1].name, split="test", metrics=test)
-    save_sheet(
-        workdir / "samples.png",
-        jax.jit(partial(predict, run.task, final.params, final.batch_stats)),
-        next(run.evaluation_batches(Subset(run.splits.test, range(min(SHEET_IMAGES, len(run.splits.test)))))),
-        run.splits.class_names,
-    )
+    try:
+        test = evaluate_on(final.params, final.batch_stats, run.splits.test)
+    except _Asked as asked:
+        raise Interrupted(
+            asked.signal, f"stopped, saved at step {total} of {total}; the same command evaluates the test part"
+        ) from None
     results = {
         **test,
         "step": total,
@@ -181,9 +236,12 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
         "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(final.params)),
         **environment(),
     }
-    write_json(workdir / "results.json", results)
-    _tell_test(config, f"{config.dataset.name}, test, {config.method}", test)
-    print(f"{results['seconds']:.0f} s; {workdir / 'results.json'}, {workdir / 'samples.png'}")
+    if first:
+        log.write(step=total, stage=stages[-1].name, split="test", metrics=test)
+        write_json(workdir / "results.json", results)
+        _draw_sheet(run, final, workdir / "samples.png")
+        _tell_test(config, f"{config.dataset.name}, test, {config.method}", test)
+        print(f"{results['seconds']:.0f} s; {workdir / 'results.json'}, {workdir / 'samples.png'}")
     return results
 
 
@@ -192,14 +250,18 @@ def evaluate_checkpoint(config: Any, workdir: str | Path) -> dict[str, float]:
 
     Raises:
         UserError: if there is no checkpoint, or it was trained on other classes.
+        FloatingPointError: if a figure is not finite.
     """
-    checkpoints, step = open_finished(Path(workdir))
-    run = build(config)
-    check_class_names(Path(workdir), run.splits.class_names)
-    params, batch_stats = checkpoints.restore_model(step, run.abstract_state(step))
-    checkpoints.close()
-    metrics = _evaluator(run)(params, batch_stats, run.splits.test)
-    _tell_test(config, f"{config.dataset.name}, test, {config.method}, step {step} of {run.total_steps}", metrics)
+    workdir = Path(workdir)
+    latest_step(workdir)  # a run that has none says so before the data are read
+    splits = processes.together(lambda: load_splits(config))
+    check_class_names(workdir, splits.class_names)
+    trained = build_trained(config, num_classes=len(splits.class_names))
+    step, model = read_latest(workdir, trained.abstract_model)
+    batches = evaluation_batches(config, splits.test, trained.mesh)
+    metrics = evaluate(_eval_program(trained.task, trained.mesh), model["params"], model["batch_stats"], batches)
+    if processes.is_first():
+        _tell_test(config, f"{config.dataset.name}, test, {config.method}, step {step}", metrics)
     return metrics
 
 
@@ -207,8 +269,8 @@ def environment() -> dict[str, Any]:
     """What a figure depends on besides the config."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
-        "device": jax.devices()[0].device_kind,
-        "device_count": jax.device_count(),
+        "device": parallel.device_kind(),
+        "device_count": parallel.device_count(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 
@@ -227,13 +289,65 @@ def _tell_test(config: Any, title: str, metrics: dict[str, float]) -> None:
         )
 
 
-def _evaluator(run: Run) -> Any:
-    step = jax.jit(partial(eval_step, run.task))
+class _Asked(Exception):
+    """A signal asks to leave an evaluation."""
+
+    def __init__(self, signal: int):
+        super().__init__()
+        self.signal = signal
+
+
+def _eval_program(task: Task, mesh: jax.sharding.Mesh) -> Any:
+    return jax.jit(partial(eval_step, task), out_shardings=parallel.replicated(mesh))
+
+
+def _evaluator(run: Run, signal: Callable[[], int]) -> Any:
+    """(params, batch_stats, source) -> its metrics; raises `_Asked` between batches if there is a signal."""
+    step = _eval_program(run.task, run.mesh)
+
+    def heeding(batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if number := signal():
+                raise _Asked(number)
+            yield batch
 
     def evaluate_on(params: Any, batch_stats: Any, source: Source) -> dict[str, float]:
-        return evaluate(step, params, batch_stats, run.evaluation_batches(source))
+        return evaluate(step, params, batch_stats, heeding(run.evaluation_batches(source)))
 
     return evaluate_on
+
+
+def _draw_sheet(run: Run, state: TrainState, path: Path) -> None:
+    """The first test images as a picture; by this process alone, on one device."""
+    count = min(SHEET_IMAGES, len(run.splits.test))
+    source, size = Subset(run.splits.test, range(count)), run.config.dataset.raw_size
+    (batch,) = pipeline.evaluation_batches(source, batch_size=count, raw_size=size, process=0, processes=1)
+    # The weights are arguments: as constants they would make a program of their own size for each run.
+    looks = partial(jax.jit(partial(predict, run.task)), *jax.device_get((state.params, state.batch_stats)))
+    save_sheet(path, looks, batch, run.splits.class_names)
+
+
+def _check_shared(workdir: Path) -> None:
+    """Raises UserError unless all processes see the workdir of process 0."""
+    if processes.count() == 1:
+        return
+    path = workdir / f"{processes.told_by_first(lambda: secrets.token_hex(8))}.tmp"
+    processes.by_first(path.touch)
+
+    def look() -> None:
+        deadline = time.monotonic() + SHARED_SECONDS  # network file systems may take a while to tell
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--workdir {workdir} is not the folder of process 0: give all processes one that they share"
+                )
+            time.sleep(0.1)
+
+    try:
+        processes.together(look)
+    finally:
+        if processes.is_first():
+            path.unlink()
 
 
 def _window_means(window: Sequence[dict[str, jax.Array]], last_step: int) -> dict[str, float]:
@@ -248,7 +362,8 @@ def _window_means(window: Sequence[dict[str, jax.Array]], last_step: int) -> dic
         terms = [name for name, value in row.items() if not np.isfinite(value)]
         if terms:
             raise FloatingPointError(
-                f"not finite at step {first_step + offset} (of the interval {first_step} to {last_step - 1}): "
-                f"{', '.join(terms)}; try a smaller --config.optimizer.learning_rate or --config.optimizer.clip_norm"
+                f"the loss is not finite at step {first_step + offset} "
+                f"(of the interval {first_step} to {last_step - 1}): {', '.join(terms)}; "
+                "try a smaller --config.optimizer.learning_rate or --config.optimizer.clip_norm"
             )
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

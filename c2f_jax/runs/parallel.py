@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from c2f_jax.errors import UserError
+from c2f_jax.runs import processes
 
 Batch = dict[str, Any]
 Step = Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]]
@@ -29,9 +30,58 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices), 1), ("data", "model"), axis_types=axis_types, devices=devices)
 
 
+def device_count() -> int:
+    """How many devices all processes have together."""
+    return jax.device_count()
+
+
+def device_kind() -> str:
+    """What the devices are."""
+    return jax.devices()[0].device_kind
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Of arrays that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The same arrays on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """The same arrays on every device of the mesh; those on the host are the same in every process."""
+    sharding = replicated(mesh)
+
+    def put(value: Any) -> jax.Array:
+        if isinstance(value, jax.Array):
+            return jax.device_put(value, sharding)
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, tree)
+
+
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and dtypes -> the same, replicated over the mesh: what a checkpoint is restored to, whoever saved it."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+class Agreement:
+    """The largest of all processes' numbers, the same at the same call in all of them, and one call late.
+
+    Late, so that nobody waits: the answer to the call before has long been computed. All processes have to call it
+    equally often. With a single process it is the number itself.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._mesh = mesh
+        self._largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
+        self._earlier: jax.Array | None = None
+
+    def __call__(self, number: int) -> int:
+        if processes.count() == 1:
+            return number
+        numbers = {"all": np.full(jax.local_device_count(), number, np.int32)}
+        earlier, self._earlier = self._earlier, self._largest(shard_batch(numbers, self._mesh)["all"])
+        return 0 if earlier is None else int(earlier)
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
@@ -75,8 +125,7 @@ class JitBackend:
 
     def compile(self, step: Step) -> Step:
         """Compiles; the old state's memory is given to the new one."""
-        replicated = NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+        return jax.jit(step, donate_argnums=0, out_shardings=replicated(self.mesh))
 
 
 @dataclass(frozen=True)
@@ -87,9 +136,12 @@ class PmapBackend:
     axis_name: str = PMAP_AXIS
 
     def put_state(self, state: Any) -> Any:
-        """A state on any device -> one copy per local device [D, ...]."""
+        """A state on any device -> one copy per local device [D, ...]: a view on the host, which the next step spreads.
+
+        Copies made here would all lie on one device first.
+        """
         devices = jax.local_device_count()
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (devices, *jnp.shape(x))), jax.device_get(state))
+        return jax.tree.map(lambda x: np.broadcast_to(x, (devices, *np.shape(x))), jax.device_get(state))
 
     def get_state(self, state: Any) -> Any:
         """The first copy, replicated over the mesh as evaluation and checkpoints want it."""
@@ -111,9 +163,9 @@ class PmapBackend:
         return run
 
 
-def _first_copy(value: jax.Array) -> jax.Array:
+def _first_copy(value: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """Of equal copies [D, ...], the first; without `value[0]`, which would be a program of its own on all devices."""
-    return value.addressable_data(0)[0]
+    return value[0] if isinstance(value, np.ndarray) else value.addressable_data(0)[0]
 
 
 def make_backend(name: str, mesh: Mesh) -> Backend:
@@ -126,6 +178,12 @@ def make_backend(name: str, mesh: Mesh) -> Backend:
     if name not in backends:
         raise UserError(f"parallel.backend must be 'jit' or 'pmap', got {name!r}")
     return backends[name](mesh)
+
+
+def fitting(batch_size: int) -> int:
+    """`batch_size`, or the next larger that the devices divide: for batches that are filled up anyway."""
+    devices = jax.device_count()
+    return -(-batch_size // devices) * devices
 
 
 def check_batch_size(name: str, batch_size: int) -> None:

@@ -1,17 +1,22 @@
-"""The files of a run besides its checkpoints: `config.json`, `class_names.json` and whose folder it is."""
+"""The files of a run besides its checkpoints: `config.json`, `class_names.json`, and whose folder it is."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 from c2f_jax.errors import UserError
 
+LOCK = "train.lock"
+# What a start that was killed before it had claimed the workdir may have left.
+UNCLAIMED = {LOCK, "class_names.json", "class_names.tmp", "config.tmp"}
+
 # By group ("": none), what a run's config holds: the fields of configs/default.py, which a package cannot import and a
-# test compares. No default stands in for a field that a run was made without: what the program did before there was
-# such a field may have been something else.
+# test compares.
 FIELDS: dict[str, tuple[str, ...]] = {
     "": ("method", "seed", "compilation_cache"),
     "dataset": (
@@ -39,30 +44,104 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "parallel": ("backend",),
 }
 
+# Whoever adds a field says here what the program did before there was one: runs made then stay usable. It need not be
+# the field's default.
+BEFORE: dict[str, Any] = {
+    "augment.max_side": 1.0,
+    "augment.test_side": 1.0,
+    "train.accumulate": 1,
+    "dataset.memory_mib": 0,
+    "compilation_cache": "",
+    "augment.keep_aspect": False,
+    "loss.drop_view": False,
+    "region.floor": 0.0,
+    "region.background": 0.0,
+}
 
-def claim_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> None:
-    """Makes `workdir` the place of this config and these classes.
+# Whoever takes a field away says here with which value a run was as it is now without: others cannot be trained on.
+GONE: dict[str, Any] = {"region.gradient_blur": 0.0, "loss.teach_weight": 0.0, "region.jitter": 0.0}
+
+# What cannot change a run's result beyond rounding, and so may be given otherwise when it goes on.
+FREE = {
+    *("compilation_cache", "dataset.cache_dir", "dataset.memory_mib", "parallel.backend"),
+    *("train.eval_batch_size", "train.eval_every_epochs", "train.log_every_steps", "train.checkpoint_every_steps"),
+}
+PATHS = {"dataset.path", "model.pretrained"}
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Makes `workdir`, and is its one trainer meanwhile. The lock is the operating system's: it dies with its process.
+
+    A folder that is not a run's afterwards is left as it was found.
+
+    Raises:
+        UserError: if another process trains there.
+    """
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / LOCK
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{workdir} is being trained by another process: wait for it, stop it, or choose another --workdir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if not (workdir / "config.json").exists():
+            path.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
+
+
+def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
+    """What differs from the run in `workdir` without changing its result, a line each; writes nothing.
 
     Raises:
         UserError: if it holds another config, the same config over other classes, or things no run has put there.
     """
-    path = workdir / "config.json"
-    wanted = json.loads(config.to_json())
-    if path.exists():
-        differences = _differences(json.loads(path.read_text()), wanted)
-        if differences:
-            raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(differences)}): "
-                "choose another --workdir, or give the same settings to go on with it"
-            )
-        check_class_names(workdir, class_names)
-        return
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise UserError(f"{workdir} exists and is not a run of this program: choose another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "config.json").exists():
+        there = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
+        if there - UNCLAIMED or (workdir.exists() and not workdir.is_dir()):
+            raise UserError(f"{workdir} exists and is not a run of this program: choose another --workdir")
+        return ()
+    old_fields, new_fields = _fields(_stored(workdir)), _fields(_as_stored(config))
+    differences: list[str] = []
+    notes: list[str] = []
+    for name in sorted({*old_fields, *new_fields}):
+        old, new = old_fields.get(name, GONE.get(name)), new_fields.get(name, GONE.get(name))
+        if old == new or (name in PATHS and _resolved(old) == _resolved(new)):
+            continue
+        (notes if name in FREE else differences).append(f"{name}: {old} there, {new} now")
+    if differences:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(differences)}): "
+            "choose another --workdir, or give the same settings to go on with it"
+        )
+    check_class_names(workdir, class_names)
+    return tuple(notes)
+
+
+def claim_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Makes `workdir` the place of this config and these classes; returns the lines of `check_workdir`, and raises."""
+    notes = check_workdir(workdir, config, class_names)
+    if not (workdir / "config.json").exists():
+        write_json(workdir / "class_names.json", list(class_names))
     # The config comes last: with it the workdir is complete, and without it it is nobody's.
-    write_json(workdir / "class_names.json", list(class_names))
-    write_json(path, wanted)
+    wanted = _as_stored(config)
+    if not (workdir / "config.json").exists() or json.loads(_text(workdir, "config.json")) != wanted:
+        write_json(workdir / "config.json", wanted)
+    return notes
+
+
+def essential(config: Any) -> dict[str, Any]:
+    """Without what may differ from machine to machine in one run of several processes: folders, and memory."""
+    differing = {"compilation_cache", "dataset.cache_dir", "dataset.memory_mib", *PATHS}
+    return {name: value for name, value in _fields(_as_stored(config)).items() if name not in differing}
 
 
 def check_class_names(workdir: Path, class_names: Sequence[str]) -> None:
@@ -83,14 +162,14 @@ def read_class_names(workdir: Path) -> tuple[str, ...]:
     Raises:
         UserError: if there is no run.
     """
-    return tuple(json.loads(_read(workdir, "class_names.json")))
+    return tuple(json.loads(_text(workdir, "class_names.json")))
 
 
 def read_config(workdir: Path) -> ConfigDict:
     """The config of the run in `workdir`, with all of `FIELDS`; others that it may hold are kept.
 
     Raises:
-        UserError: if there is no run, or its config lacks fields: another version of the program wrote it.
+        UserError: if there is no run, or its config lacks fields that every version of the program wrote.
     """
 
     def tuples(value: Any) -> Any:
@@ -98,37 +177,67 @@ def read_config(workdir: Path) -> ConfigDict:
             return {name: tuples(entry) for name, entry in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    stored = json.loads(_read(workdir, "config.json"))
-    missing = []
-    for group, names in FIELDS.items():
-        there = stored.get(group, {}) if group else stored
-        missing += [f"{group}.{name}" if group else name for name in names if name not in there]
-    if missing:
-        raise UserError(
-            f"{workdir / 'config.json'} lacks {', '.join(missing)}: another version of this program wrote it. "
-            "Add what is missing (configs/default.py says what it does), or train again"
-        )
-    return ConfigDict(tuples(stored))
+    return ConfigDict(tuples(_stored(workdir)))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Written beside and moved into place: a kill leaves the old file or the new one, never half of one."""
+    """Written beside and moved into place: a kill leaves the old file or the new one, never half of one.
+
+    Raises:
+        ValueError: if it holds a number that is not finite, which JSON has no word for.
+    """
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     temporary.replace(path)
 
 
-def _read(workdir: Path, name: str) -> str:
+def _text(workdir: Path, name: str) -> str:
     path = workdir / name
     if not path.is_file():
         raise UserError(f"{workdir} holds no run; train first: python launch.py --workdir {workdir}")
     return path.read_text()
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [f"{prefix}: {old} there, {new} now"]
-    found = []
-    for name in sorted({*old, *new}):
-        found += _differences(old.get(name), new.get(name), f"{prefix}.{name}" if prefix else name)
-    return found
+def _stored(workdir: Path) -> dict[str, Any]:
+    """`config.json`, with what the program did before the fields it lacks."""
+    stored = json.loads(_text(workdir, "config.json"))
+    missing = []
+    for group, names in FIELDS.items():
+        for name in names:
+            field = f"{group}.{name}" if group else name
+            there = stored.setdefault(group, {}) if group else stored
+            if name not in there and field in BEFORE:
+                there[name] = BEFORE[field]
+            elif name not in there:
+                missing.append(field)
+    if missing:
+        raise UserError(
+            f"{workdir / 'config.json'} lacks {', '.join(missing)}, which every version of this program has written. "
+            "Add what is missing (configs/default.py says what it does), or train again"
+        )
+    return stored
+
+
+def _as_stored(config: Any) -> dict[str, Any]:
+    """The config as JSON has it; paths are absolute, so that they hold wherever the next command is given."""
+    stored = json.loads(config.to_json())
+    for name in PATHS:
+        group, field = name.split(".")
+        stored[group][field] = _resolved(stored[group][field])
+    return stored
+
+
+def _resolved(path: Any) -> Any:
+    """One spelling for each path; what is empty or names a thing elsewhere (hf://...) is its own."""
+    return path if not path or "://" in path else str(Path(path).expanduser().resolve())
+
+
+def _fields(config: dict[str, Any]) -> dict[str, Any]:
+    """{"group.field": value}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{field}": entry for field, entry in value.items()}
+        else:
+            flat[name] = value
+    return flat

@@ -15,19 +15,28 @@ Item = TypeVar("Item")
 class JsonLines:
     """Appends one object per event to a file: `step`, `stage`, `split`, then the metrics."""
 
-    def __init__(self, path: Path, *, resume_step: int | None):
-        """Opens `path`; what a run that goes on from `resume_step` will tell again is dropped first."""
+    def __init__(self, path: Path | None, *, resume_step: int | None):
+        """Opens `path` (None: writes nothing); what a run that goes on from `resume_step` tells again goes."""
         self._path = path
-        if resume_step is None:
-            path.write_text("")
-        elif path.exists():
+        if path is None:
+            return
+        kept = []
+        if resume_step is not None and path.exists():
             kept = [line for line in path.read_text().splitlines() if _stays(line, resume_step)]
-            path.write_text("".join(f"{line}\n" for line in kept))
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.replace(path)
 
     def write(self, *, step: int, stage: str, split: str, metrics: Mapping[str, float]) -> None:
-        """One line, flushed at once."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "stage": stage, "split": split, **metrics}) + "\n")
+        """One line, flushed at once.
+
+        Raises:
+            ValueError: if a metric is not finite, which JSON has no word for.
+        """
+        if self._path is not None:
+            line = json.dumps({"step": step, "stage": stage, "split": split, **metrics}, allow_nan=False)
+            with self._path.open("a") as file:
+                file.write(line + "\n")
 
 
 def _stays(line: str, resume_step: int) -> bool:
@@ -42,9 +51,9 @@ def _stays(line: str, resume_step: int) -> bool:
 class Reporter:
     """A progress bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, total_steps: int, *, start: int):
-        """total_steps: of the run; start: those already done."""
-        self._console = Console(highlight=False)
+    def __init__(self, total_steps: int, *, start: int, quiet: bool = False):
+        """total_steps: of the run; start: those already done; quiet: say nothing at all."""
+        self._console = Console(highlight=False, quiet=quiet)
         self._total = total_steps
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -53,7 +62,7 @@ class Reporter:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
         )
         self._task = self._progress.add_task("start", total=total_steps, completed=start, figures="")
 

@@ -28,17 +28,27 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
 
 
-def create_train_state(key: jax.Array, task: Task, stage: Stage, *, num_classes: int) -> TrainState:
-    """Initial state for `stage`, the first one. key: a typed key."""
+def init_variables(key: jax.Array, task: Task) -> dict[str, Any]:
+    """`params` of the network, and `batch_stats` of each kind of view. key: a typed key."""
     view = jnp.zeros((1, task.view_size, task.view_size, 3))
     variables = task.network.init(key, view, train=False)
-    _, out = jax.eval_shape(lambda v: task.network.apply(v, view, train=False), variables)
+    # Copies: a step that is given the state's memory must not be given the same buffer twice.
+    stats = {name: jax.tree.map(jnp.copy, variables["batch_stats"]) for name in ("coarse", "fine")}
+    return {"params": variables["params"], "batch_stats": stats}
+
+
+def create_train_state(key: jax.Array, task: Task, stage: Stage, *, num_classes: int) -> TrainState:
+    """Initial state for `stage`, the first one. key: a typed key."""
+    variables = init_variables(key, task)
+    stats, view = variables["batch_stats"]["coarse"], jnp.zeros((1, task.view_size, task.view_size, 3))
+    _, out = jax.eval_shape(
+        lambda: task.network.apply({"params": variables["params"], "batch_stats": stats}, view, train=False)
+    )
     pooled = out.get("pooled")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
-        # Copies: a step that is given the state's memory must not be given the same buffer twice.
-        batch_stats={name: jax.tree.map(jnp.copy, variables["batch_stats"]) for name in ("coarse", "fine")},
+        batch_stats=variables["batch_stats"],
         centers=None if pooled is None else jnp.zeros((num_classes, pooled.shape[-1]), pooled.dtype),
         opt_state=stage.tx.init(variables["params"]),
     )

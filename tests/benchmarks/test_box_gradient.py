@@ -9,7 +9,7 @@ import pytest
 from benchmarks import box_gradient
 from benchmarks.ablation_row import look_at_object, measure
 from c2f_jax.runs.build import build
-from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.checkpoint import read_latest
 from tests.tiny import tiny_config
 
 
@@ -45,9 +45,8 @@ def test_a_short_step_goes_as_promised(finished, monkeypatch):
         assert line["correlation"] > 0.95 and line["promised"] == pytest.approx(line["found"], rel=0.2), line
 
     # At the end of the way the loss is that of a second look at the annotated boxes.
-    checkpoints, step = open_finished(workdir)
-    model = checkpoints.restore_model(step, run.abstract_state(step))
-    checkpoints.close()
+    _, read = read_latest(workdir, run.abstract_model)
+    model = read["params"], read["batch_stats"]
     at_object = partial(jax.jit(partial(look_at_object, run.task)), *model)
     there = measure(run.evaluation_batches(run.splits.test), at_object)
     change = there.metrics["fine/loss"] - results["fine/loss"]

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import place
 from c2f_jax.runs.build import build
-from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.checkpoint import read_latest
 from tests.kernels import oracles
 from tests.tiny import tiny_config
 
@@ -83,9 +83,8 @@ def test_boxes_above_a_background():
 def test_a_tiny_run(finished):
     workdir, results = finished
     run = build(tiny_config())
-    checkpoints, step = open_finished(workdir)
-    model = checkpoints.restore_model(step, run.abstract_state(step))
-    checkpoints.close()
+    _, read = read_latest(workdir, run.abstract_model)
+    model = read["params"], read["batch_stats"]
     found = dict(place.measure(run, partial(jax.jit(partial(place.see, run.task)), *model)))
     # The coarse view in tests is the whole image here, so the box is the one that the run measured.
     assert found["attention"]["iou"] == pytest.approx(results["box/mean_iou"], abs=1e-5)

@@ -50,7 +50,7 @@ def test_processes_share_each_batch():
     whole = take(train(), 6)
     shares = [take(train(process=process, processes=2), 6) for process in (0, 1)]
     for step in range(6):
-        assert sorted(shares[0][step] + shares[1][step]) == sorted(whole[step])
+        assert shares[0][step] + shares[1][step] == whole[step]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -63,6 +63,13 @@ def test_evaluation_sees_each_example_once(processes):
             assert batch["image"].shape == (4 // processes, 4, 4, 3) and batch["image"].dtype == np.uint8
             seen += batch["index"][batch["mask"] > 0].tolist()
     assert sorted(seen) == list(range(9)) and counts == {3}
+
+
+def test_evaluation_shares_are_the_batch_laid_end_to_end():
+    settings = {"batch_size": 4, "raw_size": 4, "processes": 2}
+    shares = [list(evaluation_batches(Numbers(6), process=process, **settings)) for process in (0, 1)]
+    rows = [[*first["index"], *second["index"]] for first, second in zip(*shares, strict=True)]
+    assert rows == [[0, 1, 2, 3], [4, 5, 0, 0]]
 
 
 def test_images_of_other_sizes_are_resized():

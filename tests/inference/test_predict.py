@@ -13,7 +13,7 @@ from c2f_jax.inference import load_model
 from c2f_jax.kernels import ordered
 from c2f_jax.models.two_looks import log_probabilities
 from c2f_jax.runs.build import build
-from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.training.steps import predict
 from tests.tiny import tiny_config
 
@@ -45,12 +45,11 @@ def by_hand(finished):
     """Looks at the raw images [COUNT, ...] by the last checkpoint, without the code under test."""
     workdir, _ = finished
     run = build(tiny_config())
-    checkpoints, step = open_finished(workdir)
-    state, _ = checkpoints.restore(step, run.abstract_state(step))
+    _, state = read_latest(workdir, run.abstract_model)
     birds = PaperBirds("test", size=COUNT)
     raw = np.stack([birds[i]["image"] for i in range(COUNT)])
     looks = predict(
-        run.task, state.params, state.batch_stats, {"image": raw, "square": np.ones((COUNT, 2), np.float32)}
+        run.task, state["params"], state["batch_stats"], {"image": raw, "square": np.ones((COUNT, 2), np.float32)}
     )
     return {view: np.exp(values) for view, values in log_probabilities(looks).items()}, looks, run.splits.class_names
 

@@ -32,6 +32,7 @@ def test_what_a_run_leaves(finished):
         "metrics.jsonl",
         "results.json",
         "samples.png",
+        "train.lock",
     }
     assert json.loads((workdir / "results.json").read_text()) == results
     for view in ("coarse", "fine", "fused"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from c2f_jax.runs.build import build
-from c2f_jax.runs.checkpoint import open_finished
+from c2f_jax.runs.checkpoint import latest_step, read
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,9 +60,9 @@ def being_saved(workdir):
 
 def final_state(workdir):
     run = build(tiny_config(parallel__backend="jit", train__batch_size=8))
-    checkpoints, step = open_finished(workdir)
+    step = latest_step(workdir)
     assert step == TOTAL
-    return jax.device_get(checkpoints.restore(step, run.abstract_state(step))[0])
+    return jax.device_get(read(workdir, step, run.abstract_state(step)))
 
 
 def events(workdir):

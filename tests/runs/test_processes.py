@@ -1,0 +1,235 @@
+"""Two processes with two devices each, over loopback: one run, which one process of any devices can go on with."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos import BOUNDARY, TOTAL, Started, events, saved
+from c2f_jax import cli
+from c2f_jax.runs import processes
+
+ROOT = Path(__file__).resolve().parents[2]
+# With larger steps the tiny network is chaotic: a difference in the last bit grows tenfold a step.
+SETTINGS = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e-4")
+
+
+def losses(workdir):
+    """{(split, step): loss}, of training and evaluations."""
+    return {(event["split"], event["step"]): event.get("fused/loss", event.get("loss")) for event in events(workdir)}
+
+
+def until(run, came, timeout=200):
+    deadline = time.monotonic() + timeout
+    while not came():
+        assert run.running() and time.monotonic() < deadline, run.finish(timeout=60)
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path):
+    """Through both stages: killed in two processes, stopped in two by pmap, gone on with in one of one device, stopped,
+    ended in two; the losses are those of one process with four devices."""
+    workdir, whole, cache = tmp_path / "run", tmp_path / "whole", tmp_path / "compiled"
+
+    run = Started(workdir, cache, processes=2, devices=2, settings=SETTINGS)
+    until(run, lambda: saved(workdir) >= 3)
+    run.processes[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    (code, said), (killed, _) = run.finish()
+    assert killed == -signal.SIGKILL and code == 1
+    assert time.monotonic() - began < processes.HEARTBEAT_SECONDS + 20
+    last = said.strip().splitlines()[-1]
+    assert "another process of this run was lost" in last and "go on from the last checkpoint" in last
+    assert "Traceback" not in said and "Check failure" not in said
+
+    pmap = (*SETTINGS, "--config.parallel.backend=pmap", "--config.train.eval_batch_size=12")
+    before = saved(workdir)
+    run = Started(workdir, cache, processes=2, devices=2, settings=pmap)
+    until(run, lambda: len(events(workdir)) > run.known + 1)
+    run.processes[1].send_signal(signal.SIGTERM)  # one of them is told, both stop
+    (code, said), (other_code, other_said) = run.finish()
+    assert (code, other_code) == (143, 143), said + other_said
+    step = saved(workdir)
+    assert before < step < TOTAL and f"stopped, saved at step {step} of {TOTAL}" in said.splitlines()[-1]
+    assert f"going on from step {before} of {TOTAL}" in said and "4 x cpu in 2 processes" in said
+    assert "parallel.backend: jit there, pmap now" in said and "train.eval_batch_size: 8 there, 12 now" in said
+    # The second process says nothing but that it has heard.
+    assert other_said.splitlines() == ["launch.py: finishing this step and saving"]
+    assert json.loads((workdir / "config.json").read_text())["train"]["eval_batch_size"] == 12
+
+    run = Started(workdir, cache, settings=SETTINGS)
+    until(run, lambda: saved(workdir) > max(step, BOUNDARY))
+    run.processes[0].send_signal(signal.SIGINT)
+    ((code, said),) = run.finish()
+    assert code == 130 and f"going on from step {step} of {TOTAL}" in said and "1 x cpu" in said
+    assert BOUNDARY < saved(workdir) < TOTAL
+
+    (code, said), (other_code, other_said) = Started(workdir, cache, processes=2, devices=2, settings=SETTINGS).finish()
+    assert code == other_code == 0, said + other_said
+    assert other_said == "" and (workdir / "samples.png").exists()
+
+    ((code, said),) = Started(whole, cache, devices=4, settings=SETTINGS).finish()
+    assert code == 0, said
+    found, expected = losses(workdir), losses(whole)
+    assert found.keys() == expected.keys() and len(found) == TOTAL + 4 + 1
+    assert found == pytest.approx(expected, abs=1e-4)
+    results, expected = (json.loads((folder / "results.json").read_text()) for folder in (workdir, whole))
+    assert results.keys() == expected.keys() and results["device_count"] == 4
+
+
+def slurm(number):
+    """What `srun` would tell process `number` of two."""
+    told = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+    return {**told, "SLURM_PROCID": str(number), "SLURM_LOCALID": "0"}
+
+
+def open_mpi(number):
+    """What `mpirun` would. Either makes a port of the number of its job."""
+    told = {"OMPI_MCA_orte_hnp_uri": f"{os.getpid() * 2**12}.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}
+    return {**told, "OMPI_COMM_WORLD_RANK": str(number), "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cluster", "second", "line"),
+    [
+        (slurm, "--workdir={tmp}/other", "process 1 of 2: --workdir {tmp}/other is not the folder of process 0"),
+        (open_mpi, "--config.seed=1", "process 1 of 2 was started with another config than process 0"),
+    ],
+)
+def test_processes_that_do_not_belong_together(tmp_path, cluster, second, line):
+    """Told once, by process 0; both end alike, and leave nothing. They meet as a cluster tells them."""
+    command = [sys.executable, "launch.py", "--multiprocess", f"--workdir={tmp_path / 'run'}"]
+    command += ["--config.method=baseline", "--config.model.view_size=32", "--config.dataset.train_size=89"]
+    started = [
+        subprocess.Popen(
+            [*command, second.format(tmp=tmp_path)] if number else command,
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **cluster(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    (out, err), (other_out, other_err) = (process.communicate(timeout=200) for process in started)
+    assert [process.returncode for process in started] == [2, 2], err + other_err
+    assert line.format(tmp=tmp_path) in err and len(err.splitlines()) == 1
+    assert out == other_out == other_err == ""
+    assert not (tmp_path / "run").exists() and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--coordinator=here:1"], "--coordinator, --processes, --process belong together; --processes and --process"),
+        (["--processes=2", "--process=0"], "--coordinator is missing"),
+        (["--coordinator=here", "--processes=2", "--process=0"], "HOST:PORT"),
+        (["--coordinator=:90", "--processes=2", "--process=0"], "HOST:PORT"),
+        (["--coordinator=here:99999", "--processes=2", "--process=0"], "HOST:PORT"),
+        (["--coordinator=here:90", "--processes=2", "--process=2"], "--process counts from 0"),
+        (["--coordinator=here:90", "--processes=0", "--process=0"], "--process counts from 0"),
+        (["--coordinator=here:90", "--processes=two", "--process=0"], "invalid int value: 'two'"),
+        (["--coordinators=here:90"], "--coordinator?"),
+        (["--mode=predict", "--images=x", "--multiprocess"], "--mode predict runs in one process"),
+    ],
+)
+def test_flags(capsys, flags, words):
+    assert cli.main(flags) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+
+
+def run_alone(*flags, **environment):
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI", "KUBERNETES"))}
+    return subprocess.run(
+        [sys.executable, "launch.py", *flags],
+        cwd=ROOT,
+        env={**keep, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_off_a_known_cluster(tmp_path):
+    told = run_alone("--multiprocess", f"--workdir={tmp_path / 'run'}")
+    (line,) = told.stderr.splitlines()
+    assert told.returncode == 2 and "no TPU pod, SLURM step" in line and "--coordinator HOST:PORT" in line
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        told = run_alone(f"--coordinator={address}", "--processes=2", "--process=0", f"--workdir={tmp_path / 'run'}")
+    assert told.returncode == 2 and f"--coordinator {address}" in told.stderr.splitlines()[-1]
+    assert "is its port free?" in told.stderr.splitlines()[-1]
+
+
+SUPERVISED = """
+import os, signal, sys, time
+from c2f_jax.runs import supervisor
+if not supervisor.is_supervised():
+    sys.exit(supervisor.supervise())
+channel = supervisor.Channel()
+print("ordinary", file=sys.stderr, flush=True)
+{child}
+"""
+FATAL = "F1126 13:41:48.186765 6675 client.h:80] Terminating process because the JAX distributed service detected fatal"
+
+
+@pytest.mark.parametrize(
+    ("child", "code", "last"),
+    [
+        (f"channel.joined(); os.write(2, b'{FATAL} errors\\n  @ 0x7f\\n'); os.abort()", 1, "was lost"),
+        (f"os.write(2, b'{FATAL} errors\\n  @ 0x7f\\n'); os.abort()", 1, "did not find each other"),
+        ("os.write(2, b'F1126 13:41:48.1 6675 x.cc:80] Check failed: other\\n'); os.abort()", 134, "by SIGABRT"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "by SIGKILL"),
+        ("sys.exit(5)", 5, "ordinary"),
+    ],
+)
+def test_a_parent_tells_how_its_child_ended(child, code, last):
+    told = subprocess.run(
+        [sys.executable, "-c", SUPERVISED.format(child=child)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert told.returncode == code
+    lines = told.stderr.splitlines()
+    assert lines[0] == "ordinary" and last in lines[-1]
+    assert ("Check failed: other" in told.stderr) == ("other" in child) and "0x7f" not in told.stderr
+
+
+def test_a_child_hears_signals_once_and_does_not_outlive_its_parent():
+    child = (
+        "import threading; heard = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('heard', flush=True)))\n"
+        "print(os.getpid(), flush=True)\n"
+        "while True: time.sleep(0.1)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISED.format(child=child)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGTERM)
+    assert parent.stdout.readline() == "heard\n"
+    parent.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists() and parent.stdout.read() == ""
+
+
+def test_a_single_process_needs_nobody():
+    assert (processes.index(), processes.count(), processes.is_first()) == (0, 1, True)
+    assert processes.together(lambda: 3) == processes.by_first(lambda: 3) == 3
+    assert processes.told_by_first(lambda: "x") == "x"
+    processes.check_same("config", {"a": 1})
