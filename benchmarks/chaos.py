@@ -150,7 +150,9 @@ def kill_often(
         hit = run.running()
         sent = time.monotonic()
         if hit:
-            run.processes[which].send_signal(number)
+            # One that is lost before they have met is waited for, for minutes, so that it can be started again.
+            for process in run.processes if moment == "start" else [run.processes[which]]:
+                process.send_signal(number)
         ends = run.finish()
         told = [event["step"] for event in events(workdir) if event["split"] == "train"]
         lines.append(

@@ -1,6 +1,7 @@
 """Who may import whom: downward only, and the kernels need JAX alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ LAYERS = [
     ["cli"],
 ]
 ONLY_HERE = {
+    "filelock": ("runs.workdir",),
     "flax": ("layers", "models", "training.train_state", "training.losses"),
     "orbax": ("runs.checkpoint",),
     "grain": ("data.pipeline",),
@@ -86,6 +88,33 @@ def test_a_package_is_known_in_one_place(package):
     for name, imported in modules().items():
         if any(other.split(".")[0] == package for other in imported):
             assert name.startswith(ONLY_HERE[package]), f"{name} imports {package}"
+
+
+# Attribute -> the files that may ask for it. What runs on which devices, and in which process, is decided in one place.
+ASKED_HERE = {
+    r"jax\.(local_)?devices\(|jax\.(local_)?device_count|jax\.make_mesh": ("runs/parallel.py", "kernels/crop.py"),
+    r"jax\.process_(index|count)|jax\.distributed|multihost_utils": ("runs/processes.py",),
+    r"os\.environ|os\.getenv|sys\.argv": ("memory.py", "cli.py", "runs/supervisor.py"),
+    r"jax\._src|jax\.interpreters|jax\.core": (),
+}
+
+
+@pytest.mark.parametrize("words", ASKED_HERE)
+def test_devices_processes_and_environment_are_asked_for_in_one_place(words):
+    asking = {
+        str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if re.search(words, code_of(path.read_text()))
+    }
+    assert asking <= set(ASKED_HERE[words])
+    assert asking or not ASKED_HERE[words]
+
+
+def code_of(text):
+    """Without comments and docstrings, which may name what they like."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            node.value.value = ""
+    return ast.unparse(tree)
 
 
 BLOCKED = '''

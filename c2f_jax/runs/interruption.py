@@ -82,6 +82,6 @@ def _say(line: str) -> None:
 
 def _end(number: int, parting: str) -> None:
     if sys.stdout.isatty():
-        os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
+        os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a progress bar hides the cursor
     _say(parting)
     os._exit(128 + number)

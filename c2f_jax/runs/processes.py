@@ -5,6 +5,7 @@ With a single process everything here is as good as not there.
 
 import hashlib
 import json
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -42,6 +43,8 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
         "shutdown_timeout_seconds": JOIN_SECONDS,
     }
+    if coordinator is not None and process == 0:
+        _check_free(coordinator)
     try:
         if coordinator is None:
             jax.distributed.initialize(**timeouts)
@@ -56,7 +59,18 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
                 "--multiprocess: no TPU pod, SLURM step, Open MPI or Kubernetes job that jax knows is here "
                 f"({_one_line(error)}); {remedy}"
             ) from error
-        raise UserError(f"--coordinator {coordinator}: {_one_line(error)}; is its port free? {remedy}") from error
+        raise UserError(f"--coordinator {coordinator}: {_one_line(error)}; {remedy}") from error
+
+
+def _check_free(coordinator: str) -> None:
+    """Raises UserError if the port that this process is to listen at is taken: jax's own attempt can crash."""
+    host, _, port = coordinator.rpartition(":")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", int(port)))
+        except OSError as error:
+            raise UserError(f"--coordinator {coordinator}: {error.strerror}; choose another port") from error
 
 
 def leave() -> None:

@@ -104,6 +104,11 @@ class Channel:
     def __init__(self) -> None:
         if sys.platform == "linux":  # the kernel sees to it, even where a computation holds the interpreter
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Native code of collectives tells of its connections on the descriptor of standard output.
+        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
         self._socket = socket.socket(fileno=int(os.environ[CHANNEL]))
         threading.Thread(target=self._end_with_parent, name="parent", daemon=True).start()
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from c2f_jax.evaluation.classification import calibration_gaps, classification_sums
+from c2f_jax.evaluation.evaluate import evaluate
 from c2f_jax.evaluation.localization import attention_sums, best_ious, localization_sums, max_box_accuracy
 from c2f_jax.evaluation.metrics import finalise, merge
 from c2f_jax.models.two_looks import Look
@@ -45,6 +46,49 @@ def test_batches_of_any_size_give_the_same():
 def test_constant_outputs_are_not_right():
     got = finalise(classification_sums(jnp.log(jnp.full((6, 6), 1 / 6)), jnp.arange(6), jnp.ones(6)))
     assert got["top_1_accuracy"] == 0.0
+
+
+@pytest.mark.parametrize("where", [0, 3, slice(None)])
+@pytest.mark.parametrize("classes", [2, 6])
+def test_what_is_not_a_number_is_not_right(where, classes):
+    """Of the true class, another one, or all; with so few classes that top-5 takes any other answer, too."""
+    values = np.log(np.full((4, classes), 1 / classes))
+    values[:, 0] += 1.0  # else right
+    values[1:, where if isinstance(where, slice) else min(where, classes - 1)] = np.nan
+    got = finalise(classification_sums(jnp.asarray(values), jnp.zeros(4, jnp.int32), jnp.ones(4)))
+    assert got["top_1_accuracy"] == got["top_5_accuracy"] == got["mean_per_class_accuracy"] == 0.25
+    assert not np.isfinite(got["loss"]) or (where == 3 and np.isfinite(got["loss"]))
+
+
+def test_an_evaluation_that_is_not_finite_is_none():
+    pair = (jnp.array(1.0), jnp.array(2.0))
+    assert evaluate(lambda *_: {"a": pair}, None, None, [0, 0]) == {"a": 0.5}
+    with pytest.raises(FloatingPointError, match="not finite: b, c"):
+        broken = {"a": pair, "b": (jnp.nan, jnp.array(2.0)), "c": (jnp.inf, jnp.array(2.0))}
+        evaluate(lambda *_: broken, None, None, [0])
+
+
+def test_what_nothing_was_counted_for_has_no_figure():
+    nothing = jnp.zeros(3)
+    assert finalise({"a": (nothing, nothing), "b": (nothing, jnp.ones(3)), "c": calibration_gaps(*[nothing] * 3)}) == {
+        "b": 0.0
+    }
+
+
+def test_filling_may_hold_anything():
+    """NaN in rows that do not count reaches no figure."""
+    maps = jnp.ones((2, 3, 3, 2)).at[1].set(jnp.nan)
+    box = jnp.array([[0.0, 0.0, 1.0, 1.0], [jnp.nan] * 4])
+    batch = {
+        "mask": jnp.array([1.0, 0.0]),
+        "box": box,
+        "parts": jnp.stack([jnp.full((1, 2), 0.5), jnp.full((1, 2), jnp.nan)]),
+        "part_visible": jnp.ones((2, 1)),
+    }
+    look = Look(box=box, view=None, logits=None, out={"attention_maps": maps}, batch_stats=None)
+    got = finalise({**localization_sums(box, box, batch), **attention_sums(look, batch)})
+    got |= finalise(classification_sums(jnp.log(box + 0.5), jnp.array([0, 0]), batch["mask"]))
+    assert got and all(np.isfinite(value) for value in got.values()), got
 
 
 def test_localization_by_hand():

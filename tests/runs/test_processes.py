@@ -172,7 +172,7 @@ def test_a_port_that_is_taken(tmp_path):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         told = run_alone(f"--coordinator={address}", "--processes=2", "--process=0", f"--workdir={tmp_path / 'run'}")
     assert told.returncode == 2 and f"--coordinator {address}" in told.stderr.splitlines()[-1]
-    assert "is its port free?" in told.stderr.splitlines()[-1]
+    assert "choose another port" in told.stderr.splitlines()[-1]
 
 
 SUPERVISED = """
