@@ -23,7 +23,7 @@ from configs import cub50_lite0
 from tests.models.make_resnet50_golden import draw_weights
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra `bench` has it")
-from benchmarks import torch_models  # noqa: E402 - needs PyTorch
+from benchmarks import step, torch_models  # noqa: E402 - needs PyTorch
 
 pytestmark = pytest.mark.slow
 
@@ -114,18 +114,10 @@ class Pair:
         self.stage = build.make_stages(config, train_size=10**9)[-1]  # its learning rate stays at the peak
         self.raw = np.random.default_rng(0).integers(0, 256, (len(LABELS), *2 * [RAW_SIZE[method]], 3), np.uint8)
 
-        settings = {"view_size": VIEW_SIZE, "min_side": 0.5, "max_side": 1.0, "clip_norm": math.inf}
-        channels = 2048 if backbone == "resnet50" else 1280
-        if method == "baseline":
-            features = torch_models.resnet50() if backbone == "resnet50" else torch_models.efficientnet_lite0()
-            self.model = torch_models.Pooled(features, channels, NUM_CLASSES).to(memory_format=torch.channels_last)
-            self._step = torch_models.baseline_step(self.model, torch_models.sgd(self.model.parameters()), **settings)
-        else:
-            settings["box_gradient_scale"] = config.region.box_gradient_scale
-            features = torch_models.efficientnet_lite0(config.model.output_stride)
-            self.model = torch_models.Attentive(features, channels, NUM_CLASSES, config.model.num_maps)
-            self.model.to(memory_format=torch.channels_last)
-            self._step = torch_models.fine_step(self.model, torch_models.sgd(self.model.parameters()), **settings)
+        self.model = step.torch_model(config, NUM_CLASSES)
+        optimizer = torch_models.sgd(self.model.parameters())
+        loss = step.torch_loss(config, self.model)
+        self._step = torch_models.training_step(self.model, optimizer, loss, clip_norm=math.inf)
         self.tensors = tensors_by_name(self.model, backbone)
         weights = draw_weights({name: tensor.shape for name, tensor in self.tensors.items()})
         for name, tensor in self.tensors.items():
@@ -153,7 +145,8 @@ class Pair:
 
     def theirs(self):
         """Takes PyTorch's training step -> its loss."""
-        return self._step(torch.from_numpy(self.raw).permute(0, 3, 1, 2), torch.from_numpy(LABELS.astype(np.int64)))
+        raw = torch.from_numpy(self.raw).permute(0, 3, 1, 2)
+        return self._step(raw, torch.from_numpy(LABELS.astype(np.int64))).item()
 
     def theirs_as_ours(self, of=lambda tensor: tensor.detach()):
         """PyTorch's parameters, or another tensor `of` each, as a tree like `state.params`."""
@@ -191,9 +184,9 @@ def test_two_looks(monkeypatch):
     monkeypatch.setattr(efficientnet_lite, "LITE0_STAGES", stages)
     monkeypatch.setattr(torch_models, "LITE0_STAGES", stages)
     pair = Pair("efficientnet_lite0", "coarse2fine")
-    step = pair.ours(steps.train_step)
+    ours = pair.ours(steps.train_step)
     for _ in range(3):
-        pair.state, metrics = step(pair.state)
+        pair.state, metrics = ours(pair.state)
         # Each step makes rounding some hundred times larger: the images are noise, and so is the gradient by their box.
         assert float(metrics["loss"]) == pytest.approx(pair.theirs(), rel=1e-7)
     expected = pair.theirs_as_ours()
