@@ -64,16 +64,22 @@ CASES = [
 MODES = ("forward", "box gradient", "image and box gradient")
 
 
-def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(images [B, N, N, C], boxes [B, 4], cotangent [B, n, n, C])."""
+def boxes_of(case: Case) -> np.ndarray:
+    """Boxes inside the image, float32 [B, 4]."""
     rng = np.random.default_rng(0)
-    shape = (case.batch, case.pixels, case.pixels, case.channels)
-    images = rng.integers(0, 256, shape, np.uint8) if case.uint8 else rng.random(shape, np.float32)
     low, high = (0.45, 0.45) if case.sides == "0.45" else (0.4, 1.0)
     sides = rng.uniform(low, high, (case.batch, 2))
     corners = rng.uniform(size=(case.batch, 2)) * (1.0 - sides)
-    boxes = np.concatenate([corners, corners + sides], axis=-1).astype(np.float32)
-    return images, boxes, rng.standard_normal((case.batch, case.outputs, case.outputs, case.channels), np.float32)
+    return np.concatenate([corners, corners + sides], axis=-1).astype(np.float32)
+
+
+def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images [B, N, N, C], boxes [B, 4], cotangent [B, n, n, C])."""
+    rng = np.random.default_rng(1)
+    shape = (case.batch, case.pixels, case.pixels, case.channels)
+    images = rng.integers(0, 256, shape, np.uint8) if case.uint8 else rng.random(shape, np.float32)
+    cotangent = rng.standard_normal((case.batch, case.outputs, case.outputs, case.channels), np.float32)
+    return images, boxes_of(case), cotangent
 
 
 def by_scale_and_translate(image: jax.Array, box: jax.Array, *, size: int, antialias: bool) -> jax.Array:
@@ -97,9 +103,12 @@ def by_map_coordinates(image: jax.Array, box: jax.Array, *, size: int) -> jax.Ar
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image.astype(jnp.float32))
 
 
-def ours(case: Case, method: str) -> Callable[..., jax.Array]:
-    """`crop_and_resize` by one of its ways to compute: (images, boxes) -> views. The only place that names them."""
-    return partial(crop_and_resize, output_size=case.outputs, antialias=case.antialias, method=method)
+WAYS = ("auto", "gather", "matmul")  # of `crop_and_resize`, which `ours` alone hands on
+
+
+def ours(case: Case, way: str, **settings: Any) -> Callable[..., jax.Array]:
+    """`crop_and_resize` by one of `WAYS`: (images, boxes) -> views. settings: what the case leaves open."""
+    return partial(crop_and_resize, output_size=case.outputs, antialias=case.antialias, method=way, **settings)
 
 
 def in_jax(crop: Callable[..., jax.Array], case: Case, mode: str) -> timing.Work:
@@ -157,8 +166,8 @@ Build = Callable[[], timing.Work]
 
 def implementations(case: Case, mode: str) -> Iterator[tuple[str, Build]]:
     """Each by name, not built yet, without PyTorch's."""
-    for method in ("auto", "gather", "matmul"):
-        yield f"ours, {method}", partial(in_jax, ours(case, method), case, mode)
+    for way in WAYS:
+        yield f"ours, {way}", partial(in_jax, ours(case, way), case, mode)
     single = partial(by_scale_and_translate, size=case.outputs, antialias=case.antialias)
     yield "jax.image.scale_and_translate", partial(in_jax, jax.vmap(single), case, mode)
     if not case.antialias:

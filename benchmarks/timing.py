@@ -70,8 +70,8 @@ def summary(times: Mapping[str, list[float]], reference: str) -> dict[str, dict[
     """By name: median and least milliseconds; `speed` is the median over rounds of reference time over own time."""
     return {
         name: {
-            "milliseconds": round(statistics.median(values), 2),
-            "fastest": round(min(values), 2),
+            "milliseconds": round(statistics.median(values), 4),
+            "fastest": round(min(values), 4),
             "speed": round(statistics.median(b / a for a, b in zip(values, times[reference], strict=True)), 3),
         }
         for name, values in times.items()
