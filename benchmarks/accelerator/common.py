@@ -52,6 +52,15 @@ class Setting:
         """`file`."""
         return Path(self.file)
 
+    def missing(self, *, weights: bool) -> str | None:
+        """Photos, and weights where they are wanted, that are not where they should be: one line; None if all are."""
+        absent = []
+        if not self.data or not Path(self.data).is_dir():
+            absent.append(f"no photos at {self.data or '--data or C2F_CUB_DIR'}")
+        if weights and (not self.weights or not Path(self.weights).is_file()):
+            absent.append(f"no weights at {self.weights or '--weights or C2F_WEIGHTS_DIR'}")
+        return "; ".join(absent) or None
+
     def wants(self, unit: str) -> bool:
         """Whether `only` names the unit."""
         return not self.only or any(f"{self.section}/{unit}".startswith(name) for name in self.only)

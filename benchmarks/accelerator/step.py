@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -180,8 +179,9 @@ def peak_mib(implementation: str) -> int | None:
 
 def host_input(setting: Setting) -> Iterator[Line]:
     """Photos decoded and resized by the trainer's own pipeline, images a second; then the same from memory."""
-    if not Path(setting.data).is_dir():
-        yield {"case": "host input", "error": f"no photos at {setting.data or '--data or C2F_CUB_DIR'}"}
+    absent = setting.missing(weights=False)
+    if absent is not None:
+        yield {"case": "host input", "error": absent}
         return
     config = cub.get_config()
     config.dataset.path = setting.data
