@@ -317,7 +317,7 @@ def fine_loss(
 
 def drop_mask(maps: torch.Tensor, size: int) -> torch.Tensor:
     """Attention maps [B, M, h, w] -> 1 where one of them, drawn by the root of its mean, is low: [B, 1, size, size]."""
-    maps = maps.float()
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     # The Gumbel trick: `multinomial` would wait for the device.
     scores = 0.5 * (maps.mean((2, 3)) + 1e-8).log()
     chosen = (scores - (-torch.rand_like(scores).clamp(min=1e-20).log()).log()).argmax(1)
