@@ -15,6 +15,7 @@ if __name__ == "__main__":
     timing.prepare()  # before JAX and PyTorch are imported
 
 import argparse
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -73,6 +74,7 @@ def boxes_of(case: Case) -> np.ndarray:
     return np.concatenate([corners, corners + sides], axis=-1).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=1)  # for all implementations and modes of a case
 def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(images [B, N, N, C], boxes [B, 4], cotangent [B, n, n, C])."""
     rng = np.random.default_rng(1)

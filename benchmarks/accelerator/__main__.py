@@ -95,27 +95,31 @@ def run_section(setting: Setting, log: Path) -> None:
     """All of its units, by as many workers as it takes."""
     while True:
         if time.time() >= setting.deadline:
-            told = "the budget of minutes is used"
-            left = pending(setting)
-            units = "all" if left is None else left
-            record = {"kind": "left out", "section": setting.section, "units": units, "why": told}
-            if left != []:
-                lines.append(setting.path, {**record, "command": setting.command})
-                print(f"{setting.section}: not begun: {units if left is None else ', '.join(left)}; {told}", flush=True)
+            leave_out(setting)
             return
         before = len(lines.read(setting.path))
         code = run_worker(setting, log)
         left = pending(setting)
-        if left is None:
-            end_line(setting, "(all)", "failed", error=f"no unit could be planned: {last_words(log)}")
-            return
-        if code != 0 and left:
+        if code != 0 and left != []:
+            unit = "(all)" if left is None else left[0]
             if code is None:
-                end_line(setting, left[0], "stopped", error=f"still running {GRACE:g} s after the budget was used")
+                end_line(setting, unit, "stopped", error=f"still running {GRACE:g} s after the budget was used")
             else:
-                end_line(setting, left[0], "died", error=f"exit code {code}: {last_words(log)}")
+                end_line(setting, unit, "died", error=f"exit code {code}: {last_words(log)}")
+        if left is None:
+            return
         if not pending(setting) or len(lines.read(setting.path)) == before:
             return
+
+
+def leave_out(setting: Setting) -> None:
+    """Says in a line what was not begun."""
+    left = pending(setting)
+    if left != []:
+        told, units = "the budget of minutes is used", "all" if left is None else left
+        record = {"kind": "left out", "section": setting.section, "command": setting.command}
+        lines.append(setting.path, {**record, "units": units, "why": told})
+        print(f"{setting.section}: not begun: {'all' if left is None else ', '.join(left)}; {told}", flush=True)
 
 
 def pending(setting: Setting) -> list[str] | None:

@@ -173,6 +173,35 @@ def test_a_kill_leaves_whole_lines_and_no_process(section, figures, seconds, tmp
         assert [(end["unit"], end["status"]) for end in ends] == [("crop", "done")]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker by /proc")
+def test_a_worker_that_dies_takes_one_unit_along(tmp_path):
+    """Killed at its first unit, it is told and the second is run by another."""
+    path = tmp_path / "out" / "accelerator.jsonl"
+    running = start(tmp_path / "out", "--only", "correct/crop", "correct/pooling")
+    deadline = time.time() + 240
+    while not any(record["kind"] == "figure" for record in lines.read(path)):
+        assert time.time() < deadline and running.poll() is None
+        time.sleep(0.05)
+    with open(f"/proc/{running.pid}/task/{running.pid}/children") as children:
+        (worker,) = map(int, children.read().split())
+    os.kill(worker, signal.SIGKILL)
+    out, _ = running.communicate(timeout=240)
+    assert running.returncode == 1, out
+    ends = [record for record in lines.read(path) if record["kind"] == "end"]
+    assert [(end["unit"], end["status"]) for end in ends] == [("crop", "died"), ("pooling", "done")]
+    assert "exit code -9" in ends[0]["error"] and "FAILED correct/crop" in out
+
+
+def test_a_worker_that_hangs_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "GRACE", 0.1)
+    setting = Setting("correct", "now", str(tmp_path / "lines.jsonl"), time.time() + 0.5, True)
+    began = time.time()
+    program.run_section(setting, tmp_path / "log.txt")
+    (end,) = lines.read(setting.path)
+    assert time.time() - began < 5.0 and (end["status"], end["unit"]) == ("stopped", "(all)")
+
+
 # --- Comparisons. ---
 
 
