@@ -107,21 +107,18 @@ def of_correct(found: Sequence[Record]) -> list[str]:
 
 
 def of_crop(found: Sequence[Record]) -> list[str]:
-    """Milliseconds and multiples of the floor."""
-    rows = [
-        [
-            r["case"],
-            r["mode"],
-            r["implementation"],
-            r.get("milliseconds", r.get("error")),
-            r.get("floor_ms"),
-            r.get("over_floor"),
-        ]
-        for r in found
-    ]
-    header = ["case", "mode", "implementation", "ms", "floor, ms", "times the floor"]
-    batch = next((str(r["batch"]) for r in found), "")
-    return [f"Batches of {batch}; the floor is the fewest bytes at the copy's rate.", "", *table(header, rows)]
+    """A row for each case and mode, a column for each implementation."""
+    names = list(dict.fromkeys(r["implementation"] for r in found))
+    rows: dict[tuple[str, str], Record] = {}
+    for r in found:
+        over = f" ({r['over_floor']:g})" if r.get("over_floor") else ""
+        cell = f"{r['milliseconds']:g}{over}" if "milliseconds" in r else r.get("error")
+        rows.setdefault((r["case"], r["mode"]), {"floor": r.get("floor_ms")})[r["implementation"]] = cell
+    cells = [[*key, row["floor"], *(row.get(name) for name in names)] for key, row in rows.items()]
+    text = (
+        f"Batches of {found[0]['batch']}, milliseconds; in brackets times the floor (fewest bytes, at the copy's rate)."
+    )
+    return [text, "", *table(["case", "mode", "floor", *names], cells)]
 
 
 def of_step(found: Sequence[Record]) -> list[str]:

@@ -311,13 +311,17 @@ def test_the_report():
         figure("correct", "crop", **errors),
         figure("crop", "448 to 448", **times, milliseconds=9.9),
         figure("crop", "448 to 448", **times, milliseconds=0.2),
+        figure(
+            "crop", "448 to 448", **{"mode": "forward", "batch": 64, "implementation": "jax.image"}, error="Too large"
+        ),
         figure("step", "cub", implementation="torch.compile", batch=12, error="Out of memory"),
         figure("step", "host input, decoded", images_per_second=700.0, raw_size=512, host_cores=16),
     ]
     page = "\n".join(report.section_lines(records))
     assert "1 x Chip 9, driver 5.1; jax 1.2. A large copy moves 3 TB/s" in page and "800 TFLOP/s" in page
     assert "1 of 1 comparisons" in page and "| crop | loss 1e-06 (0.0001) | yes |" in page
-    assert "| 448 to 448 | forward | ours, auto | 0.2 | 0.1 | 2.0 |" in page and "9.9" not in page
+    assert "| case | mode | floor | ours, auto | jax.image |" in page
+    assert "| 448 to 448 | forward | 0.1 | 0.2 (2) | Too large |" in page and "9.9" not in page
     assert "| cub | 12 | torch.compile | Out of memory | – |" in page
     assert "host input, decoded: 700.0 images/s of 512 px on 16 cores." in page
     assert page.endswith("### Training\n\nNot measured yet.\n")
