@@ -52,7 +52,7 @@ def jax_deprecations(caught: list[warnings.WarningMessage]) -> list[str]:
 
 def run_unit(setting: Setting, name: str, unit: Any) -> None:
     """Its lines as they come, and how it ended."""
-    began, details, status = time.perf_counter(), {}, "done"
+    began, details, status, differing = time.perf_counter(), {}, "done", []
     print(f"{setting.section}/{name}", flush=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -61,9 +61,12 @@ def run_unit(setting: Setting, name: str, unit: Any) -> None:
                 head = {"kind": "figure", "section": setting.section, "unit": name, "command": setting.command}
                 lines.append(setting.path, {**head, "rehearsal": setting.rehearse, **line})
                 print("  " + " ".join(f"{key}={value}" for key, value in line.items())[:300], flush=True)
+                differing += [line["case"]] if line.get("passed") is False else []
         except Exception as error:
             traceback.print_exc()
             status, details = "failed", {"error": one_line(error)}
+    if differing and status == "done":
+        status, details = "failed", {"error": f"more than tolerated: {'; '.join(differing)}"}
     deprecated = jax_deprecations(caught)
     if deprecated:
         details["deprecations"] = deprecated

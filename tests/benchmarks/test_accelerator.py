@@ -16,7 +16,7 @@ from benchmarks import lines
 from benchmarks.accelerator import __main__ as program
 from benchmarks.accelerator import correct, crop, report, train
 from benchmarks.accelerator.common import ROOT, Setting, number, source_digest
-from benchmarks.accelerator.worker import over
+from benchmarks.accelerator.worker import over, run_unit
 from benchmarks.crop import Case, boxes_of
 
 
@@ -108,10 +108,21 @@ def test_the_exit_code_tells_a_failure(capsys):
     end = {"kind": "end", "section": "crop", "unit": "a", "command": "now", "status": "done", "seconds": 1.0}
     figure = {"kind": "figure", "section": "correct", "unit": "b", "command": "now", "case": "c", "passed": True}
     assert program.tell([end, figure], "now", 1.0) == 0
-    assert program.tell([end, figure | {"passed": False}], "now", 1.0) == 1
     assert program.tell([end | {"status": "died"}, figure], "now", 1.0) == 1
     assert program.tell([end | {"status": "failed", "command": "before"}], "now", 1.0) == 0
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_a_comparison_that_fails_fails_its_unit(tmp_path, capsys):
+    setting = Setting("correct", "now", str(tmp_path / "lines.jsonl"), 0.0, True)
+    for passed, status in ((True, "done"), (False, "failed")):
+        run_unit(setting, "a", lambda passed=passed: iter([{"case": "b", "passed": passed}]))
+        end = lines.read(setting.path)[-1]
+        assert end["status"] == status and passed != ("b" in end.get("error", ""))
+    # An exception is told with what came before it.
+    run_unit(setting, "a", lambda: ({"case": "c"} if i else 1 / 0 for i in (1, 0)))
+    *_, figure, end = lines.read(setting.path)
+    assert figure["case"] == "c" and end["error"] == "ZeroDivisionError: division by zero"
 
 
 def test_the_digest_is_of_the_programs(tmp_path):
