@@ -1,6 +1,5 @@
 """docs/results.md and its plots, from the ablation's JSON lines alone."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
+
+from benchmarks import lines as json_lines
 
 Records = dict[tuple[str, int], dict[str, Any]]  # (row, seed) -> the line
 
@@ -70,14 +71,13 @@ class Difference(NamedTuple):
 
 
 def read_records(path: Path) -> Records:
-    """The lines of `path`, by row and seed; none if there is no such file.
+    """The whole lines of `path`, by row and seed; none if there is no such file.
 
     Raises:
         ValueError: if a row and seed stand there twice.
     """
     records: Records = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        record = json.loads(line)
+    for record in json_lines.read(path):
         key = (record["name"], record["seed"])
         if key in records:
             raise ValueError(f"{path} holds {key[0]}, seed {key[1]} twice")
@@ -345,30 +345,51 @@ TRAINING_TEXT = (
 )
 
 
-def write_report(records: Records, names: Sequence[str], groups: Sequence[Group], folder: Path) -> None:
-    """Writes `results.md`, `results.png` and `results_training.png`.
+def write_report(
+    records: Records,
+    names: Sequence[str],
+    groups: Sequence[Group],
+    folder: Path,
+    *,
+    stem: str = "results",
+    lines: str = "ablation.jsonl",
+    flag: str = "",
+) -> None:
+    """Writes `<stem>.md`, `<stem>.png` and `<stem>_training.png`.
 
     Args:
         records: of `read_records`.
         names: of the rows, in the order of the tables.
         groups: of the contrasts to be tested.
         folder: for the files.
+        stem: of their names.
+        lines, flag: the records' file below `benchmarks/results/` and the command's flags, which the page names.
     """
     known = {name: rows for name in names if (rows := of_row(records, name))}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.md").write_text("\n".join(_page(records, known, names, groups)))
+    origin = (
+        f"Written by `python -m benchmarks.ablation report{flag}` from `benchmarks/results/{lines}`, one line per run;"
+    )
+    page = _page(records, known, names, groups, stem=stem, origin=origin)
+    (folder / f"{stem}.md").write_text("\n".join(page))
     if known:
-        _plot(known, folder / "results.png")
-        _plot_training(known, folder / "results_training.png")
+        _plot(known, folder / f"{stem}.png")
+        _plot_training(known, folder / f"{stem}_training.png")
 
 
 def _page(
-    records: Records, known: dict[str, list[dict[str, Any]]], names: Sequence[str], groups: Sequence[Group]
+    records: Records,
+    known: dict[str, list[dict[str, Any]]],
+    names: Sequence[str],
+    groups: Sequence[Group],
+    *,
+    stem: str,
+    origin: str,
 ) -> list[str]:
     lines = [
         "# Does the second look pay?",
         "",
-        "Written by `python -m benchmarks.ablation report` from `benchmarks/results/ablation.jsonl`, one line per run;",
+        origin,
         "`benchmarks/ablation.py` declares rows and contrasts. **CUB-50 is the first 50 classes of CUB-200-2011**: no",
         "figure here may stand beside one of 200 classes, and none is the Coarse2Fine paper's (see",
         "[method.md](method.md)).",
@@ -405,7 +426,7 @@ def _page(
         "t over the seeds, whose test images are the same. Nothing is claimed that either leaves open, nor with fewer "
         f"than {SEEDS_OF_A_CLAIM} seeds.",
         "",
-        "![Top-1 by row and view](results.png)",
+        f"![Top-1 by row and view]({stem}.png)",
         "",
     ]
     for group in groups:
@@ -419,7 +440,7 @@ def _page(
         lines += table(
             ["row", "n", *header], [[f"`{name}`", str(len(rows)), *cells(rows)] for name, rows in known.items()]
         )
-    return [*lines, "## Over training", "", TRAINING_TEXT, "", "![Over training](results_training.png)", ""]
+    return [*lines, "## Over training", "", TRAINING_TEXT, "", f"![Over training]({stem}_training.png)", ""]
 
 
 def _plot(known: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -318,7 +318,10 @@ def source_state(root: Path) -> dict[str, Any]:
     """`commit`, and whether the tree is `clean` apart from what the ablation writes itself; None outside of git."""
 
     def git(*words: str) -> str | None:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+        except FileNotFoundError:  # no git at all
+            return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     written = (":(exclude)benchmarks/results", ":(exclude)docs/results*")

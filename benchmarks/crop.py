@@ -11,9 +11,11 @@ this one's: at 0.25 ours is four times as fast. `temp_mib` is what XLA sets asid
 
 from benchmarks import timing
 
-timing.prepare()  # before JAX and PyTorch are imported
+if __name__ == "__main__":
+    timing.prepare()  # before JAX and PyTorch are imported
 
 import argparse
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -63,16 +65,23 @@ CASES = [
 MODES = ("forward", "box gradient", "image and box gradient")
 
 
-def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(images [B, N, N, C], boxes [B, 4], cotangent [B, n, n, C])."""
+def boxes_of(case: Case) -> np.ndarray:
+    """Boxes inside the image, float32 [B, 4]."""
     rng = np.random.default_rng(0)
-    shape = (case.batch, case.pixels, case.pixels, case.channels)
-    images = rng.integers(0, 256, shape, np.uint8) if case.uint8 else rng.random(shape, np.float32)
     low, high = (0.45, 0.45) if case.sides == "0.45" else (0.4, 1.0)
     sides = rng.uniform(low, high, (case.batch, 2))
     corners = rng.uniform(size=(case.batch, 2)) * (1.0 - sides)
-    boxes = np.concatenate([corners, corners + sides], axis=-1).astype(np.float32)
-    return images, boxes, rng.standard_normal((case.batch, case.outputs, case.outputs, case.channels), np.float32)
+    return np.concatenate([corners, corners + sides], axis=-1).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1)  # for all implementations and modes of a case
+def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images [B, N, N, C], boxes [B, 4], cotangent [B, n, n, C])."""
+    rng = np.random.default_rng(1)
+    shape = (case.batch, case.pixels, case.pixels, case.channels)
+    images = rng.integers(0, 256, shape, np.uint8) if case.uint8 else rng.random(shape, np.float32)
+    cotangent = rng.standard_normal((case.batch, case.outputs, case.outputs, case.channels), np.float32)
+    return images, boxes_of(case), cotangent
 
 
 def by_scale_and_translate(image: jax.Array, box: jax.Array, *, size: int, antialias: bool) -> jax.Array:
@@ -96,31 +105,41 @@ def by_map_coordinates(image: jax.Array, box: jax.Array, *, size: int) -> jax.Ar
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image.astype(jnp.float32))
 
 
-def in_jax(crop: Callable[..., jax.Array], case: Case, mode: str) -> tuple[Callable[[], Any], float]:
-    """(a call to time, MiB of temporaries)."""
+WAYS = ("auto", "gather", "matmul")  # of `crop_and_resize`, which `ours` alone hands on
+
+
+def ours(case: Case, way: str, **settings: Any) -> Callable[..., jax.Array]:
+    """`crop_and_resize` by one of `WAYS`: (images, boxes) -> views. settings: what the case leaves open."""
+    return partial(crop_and_resize, output_size=case.outputs, antialias=case.antialias, method=way, **settings)
+
+
+def in_jax(crop: Callable[..., jax.Array], case: Case, mode: str) -> timing.Work:
+    """Compiled, with its arguments on the default device."""
     images, boxes, cotangent = (jnp.asarray(value) for value in inputs(case))
 
-    def loss(images: jax.Array, boxes: jax.Array) -> jax.Array:
+    def loss(images: jax.Array, boxes: jax.Array, cotangent: jax.Array) -> jax.Array:
         return jnp.sum(crop(images, boxes) * cotangent)
 
+    arguments = (images, boxes) if mode == "forward" else (images, boxes, cotangent)
     functions = {
         "forward": crop,
         "box gradient": jax.grad(loss, argnums=1),
         "image and box gradient": jax.grad(loss, argnums=(0, 1)),
     }
-    compiled = jax.jit(functions[mode]).lower(images, boxes).compile()
-    return lambda: jax.block_until_ready(compiled(images, boxes)), compiled.memory_analysis().temp_size_in_bytes / 2**20
+    compiled = jax.jit(functions[mode]).lower(*arguments).compile()
+    temporaries = compiled.memory_analysis().temp_size_in_bytes / 2**20
+    return timing.Work(lambda: compiled(*arguments), jax.block_until_ready, temporaries)
 
 
-def in_torch(case: Case, mode: str, channels_last: bool) -> tuple[Callable[[], Any], None]:
-    """`affine_grid` and `grid_sample` with border padding, float images."""
+def in_torch(case: Case, mode: str, *, channels_last: bool, device: str = "cpu", compiled: bool = False) -> timing.Work:
+    """`affine_grid` and `grid_sample` with border padding, float images; eager, or under `torch.compile`."""
     images, boxes, cotangent = inputs(case)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     image, weight = (
-        torch.from_numpy(value.astype(np.float32)).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        torch.from_numpy(value.astype(np.float32)).permute(0, 3, 1, 2).contiguous(memory_format=layout).to(device)
         for value in (images, cotangent)
     )
-    box = torch.from_numpy(boxes)
+    box = torch.from_numpy(boxes).to(device)
     image.requires_grad_(mode == "image and box gradient")
     box.requires_grad_(mode != "forward")
     shape = (case.batch, case.channels, case.outputs, case.outputs)
@@ -132,30 +151,43 @@ def in_torch(case: Case, mode: str, channels_last: bool) -> tuple[Callable[[], A
         grid = torch.nn.functional.affine_grid(torch.stack(rows, -1).reshape(-1, 2, 3), shape, align_corners=False)
         return torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
-    def gradients() -> Any:
-        wanted = [value for value in (image, box) if value.requires_grad]
-        return torch.autograd.grad((crop() * weight).sum(), wanted)
+    def loss() -> Any:
+        return (crop() * weight).sum()
 
-    return (crop if mode == "forward" else gradients), None
+    wanted = [value for value in (image, box) if value.requires_grad]
+    forward = crop if mode == "forward" else loss
+    if compiled:
+        torch.compiler.reset()  # what an earlier case compiled, whose limit on recompilations is its own
+        forward = torch.compile(forward)
+    start = forward if mode == "forward" else lambda: torch.autograd.grad(forward(), wanted)
+    return timing.Work(start, lambda out: torch.cuda.synchronize() if device == "cuda" else out)
 
 
-Build = Callable[[], tuple[Callable[[], Any], float | None]]  # -> (a call to time, MiB of temporaries)
+Build = Callable[[], timing.Work]
 
 
 def implementations(case: Case, mode: str) -> Iterator[tuple[str, Build]]:
-    """Each by name, not built yet."""
-    for method in ("auto", "gather", "matmul"):
-        ours = partial(crop_and_resize, output_size=case.outputs, antialias=case.antialias, method=method)
-        yield f"ours, {method}", partial(in_jax, ours, case, mode)
+    """Each by name, not built yet, without PyTorch's."""
+    for way in WAYS:
+        yield f"ours, {way}", partial(in_jax, ours(case, way), case, mode)
     single = partial(by_scale_and_translate, size=case.outputs, antialias=case.antialias)
     yield "jax.image.scale_and_translate", partial(in_jax, jax.vmap(single), case, mode)
     if not case.antialias:
         single = partial(by_map_coordinates, size=case.outputs)
         yield "jax.scipy.ndimage.map_coordinates", partial(in_jax, jax.vmap(single), case, mode)
+
+
+def in_eager_torch(case: Case, mode: str) -> Iterator[tuple[str, Build]]:
+    """PyTorch's, where it is installed and has such a crop."""
     if torch is not None and not case.antialias:
         for layout in ("first", "last"):
-            channels_last = layout == "last"
-            yield f"torch grid_sample, channels {layout}", partial(in_torch, case, mode, channels_last=channels_last)
+            yield f"torch grid_sample, channels {layout}", partial(in_torch, case, mode, channels_last=layout == "last")
+
+
+def everything(case: Case, mode: str) -> Iterator[tuple[str, Build]]:
+    """What this program compares."""
+    yield from implementations(case, mode)
+    yield from in_eager_torch(case, mode)
 
 
 def main() -> None:
@@ -173,7 +205,7 @@ def main() -> None:
         torch.set_num_threads(timing.THREADS)
     if options.alone:
         number, mode, name = options.alone
-        print(timing.peak_mib(lambda: dict(implementations(CASES[int(number)], mode))[name]()[0]))
+        print(timing.peak_mib(lambda: dict(everything(CASES[int(number)], mode))[name]()))
         return
     for number, case in enumerate(CASES):
         if options.case not in case.name or options.batch not in (None, case.batch) or options.sides not in case.sides:
@@ -181,10 +213,10 @@ def main() -> None:
         for mode in MODES:
             if options.mode not in mode or (case.uint8 and mode.startswith("image")):
                 continue
-            built = {name: build() for name, build in implementations(case, mode)}
-            times = timing.in_turn({name: call for name, (call, _) in built.items()}, options.repeats)
+            built = {name: build() for name, build in everything(case, mode)}
+            times = timing.in_turn(built, options.repeats)
             for name, figures in timing.summary(times, "ours, auto").items():
-                temporaries = built[name][1]
+                temporaries = built[name].temp_mib
                 line = {**case._asdict(), "mode": mode, "implementation": name, **figures}
                 line["temp_mib"] = None if temporaries is None else round(temporaries, 1)
                 if options.peak:

@@ -12,7 +12,8 @@ rises above what it holds after its imports, measured in a process of its own.
 
 from benchmarks import timing
 
-timing.prepare()  # before JAX and PyTorch are imported
+if __name__ == "__main__":
+    timing.prepare()  # before JAX and PyTorch are imported
 
 import argparse
 import json
@@ -69,95 +70,144 @@ def images_and_labels(case: Case) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def compiled(case: Case) -> tuple[Any, tuple[Any, ...]]:
-    """The trainer's own step, state donated, or the network's forward pass; and its arguments."""
+def config_of(case: Case) -> Any:
+    """All fields of `configs/default.py`."""
     config = cub50_lite0.get_config()
     config.model.backbone = case.backbone
     config.model.view_size = case.view_size
     # The method in full, also where a data set is better off with less of it, or more.
     config.region.box_gradient, config.region.floor, config.loss.drop_view = "all", 0.0, False
+    config.region.kappa = 1.75
     config.stages.coarse_epochs = 1.0
     if case.work != "fine":
         config.method, config.model.output_stride = "baseline", 0
-    task = build.make_task(config, num_classes=case.num_classes, axis_name=None)
+    return config
+
+
+class Trainer(NamedTuple):
+    """The trainer's own step of the config's last stage: `step(state, batch) -> state, metrics`, state donated."""
+
+    task: Any
+    step: Any
+    state: Any
+    batch: dict[str, Any]
+
+
+def trainer(config: Any, raw: np.ndarray, labels: np.ndarray, *, num_classes: int) -> Trainer:
+    """What is trained, with raw images uint8 [B, R, R, 3] and labels [B] for a batch; not compiled yet."""
+    task = build.make_task(config, num_classes=num_classes, axis_name=None)
     stage = build.make_stages(config, train_size=1000)[-1]
+    state = create_train_state(jax.random.key(0), task, stage, num_classes=num_classes)
+    step = jax.jit(partial(steps.train_step, task=task, stage=stage, seed=0), donate_argnums=0)
+    batch = {
+        "image": raw,
+        "square": np.ones((len(raw), 2), np.float32),
+        "label": labels,
+        "index": np.arange(len(raw), dtype=np.int32),
+    }
+    return Trainer(task, step, state, batch)
+
+
+def compiled(case: Case) -> tuple[Any, tuple[Any, ...]]:
+    """The trainer's step, or the network's forward pass; and its arguments."""
     raw, labels = images_and_labels(case)
-    state = create_train_state(jax.random.key(0), task, stage, num_classes=case.num_classes)
+    task, step, state, batch = trainer(config_of(case), raw, labels, num_classes=case.num_classes)
     if case.work == "forward":
         variables = {"params": state.params, "batch_stats": state.batch_stats["coarse"]}
         view = task.normalise(jnp.asarray(raw, jnp.float32))
         forward = jax.jit(lambda variables, view: task.network.apply(variables, view, train=False)[0])
         return forward.lower(variables, view).compile(), (variables, view)
-    step = jax.jit(partial(steps.train_step, task=task, stage=stage, seed=0), donate_argnums=0)
-    batch = {
-        "image": raw,
-        "square": np.ones((case.batch, 2), np.float32),
-        "label": labels,
-        "index": np.arange(case.batch, dtype=np.int32),
-    }
-
     return step.lower(state, batch).compile(), (state, batch)
 
 
-def in_jax(case: Case) -> Callable[[], Any]:
-    """A call of that program; a step goes on from the state of the one before."""
-    program, arguments = compiled(case)
-    if case.work == "forward":
-        return lambda: jax.block_until_ready(program(*arguments))
-    state, batch = arguments
+def going_on(program: Any, state: Any, batch: Any) -> timing.Work:
+    """Steps of that program; each goes on from the state of the one before."""
 
-    def call() -> Any:
+    def start() -> Any:
         nonlocal state
         state, metrics = program(state, batch)
-        return jax.block_until_ready(metrics["loss"])
+        return metrics["loss"]
 
-    return call
+    return timing.Work(start, jax.block_until_ready)
 
 
-def in_torch(case: Case) -> Callable[[], Any]:
+def in_jax(case: Case) -> timing.Work:
+    """A call of `compiled`'s program."""
+    program, arguments = compiled(case)
+    if case.work == "forward":
+        return timing.Work(lambda: program(*arguments), jax.block_until_ready)
+    return going_on(program, *arguments)
+
+
+def torch_model(config: Any, num_classes: int, backbone: Any = None) -> Any:
+    """The config's network in PyTorch, channels last; with another backbone of as many channels where one is given."""
+    channels = 2048 if config.model.backbone == "resnet50" else 1280
+    if backbone is None and config.model.backbone == "resnet50":
+        backbone = torch_models.resnet50()
+    elif backbone is None:
+        backbone = torch_models.efficientnet_lite0(config.model.output_stride or 32)
+    if config.method == "baseline":
+        model = torch_models.Pooled(backbone, channels, num_classes)
+    else:
+        model = torch_models.Attentive(
+            backbone,
+            channels,
+            num_classes,
+            config.model.num_maps,
+            feature_scale=config.model.feature_scale,
+            kappa=config.region.kappa,
+            background=config.region.background,
+            detached=config.region.box_gradient == "none",
+        )
+    return model.to(memory_format=torch.channels_last)
+
+
+def torch_loss(config: Any, model: Any) -> Any:
+    """The loss of the config's last stage."""
+    augment = config.augment
+    views = torch_models.Views(
+        config.model.view_size,
+        augment.min_side,
+        augment.max_side,
+        tuple(augment.mean),
+        tuple(augment.std),
+        augment.brightness,
+        tuple(augment.saturation),
+    )
+    if config.method == "baseline":
+        return torch_models.baseline_loss(model, views)
+    scale = config.region.box_gradient_scale
+    return torch_models.fine_loss(model, views, box_gradient_scale=scale, drop_view=config.loss.drop_view)
+
+
+def in_torch(case: Case) -> timing.Work:
     """The same in PyTorch."""
     raw, labels = images_and_labels(case)
     image = torch.from_numpy(raw).permute(0, 3, 1, 2)  # channels last in memory
     label = torch.from_numpy(labels.astype(np.int64))
-    backbone, channels = (
-        (torch_models.resnet50(), 2048)
-        if case.backbone == "resnet50"
-        else (torch_models.efficientnet_lite0(16 if case.work == "fine" else 32), 1280)
-    )
-    config = cub50_lite0.get_config()
-    settings = {
-        "view_size": case.view_size,
-        "min_side": config.augment.min_side,
-        "max_side": config.augment.max_side,
-        "clip_norm": config.optimizer.clip_norm,
-    }
-    if case.work == "fine":
-        attentive = torch_models.Attentive(backbone, channels, case.num_classes, config.model.num_maps)
-        attentive.to(memory_format=torch.channels_last)
-        optimizer = torch_models.sgd(attentive.parameters())
-        scale = config.region.box_gradient_scale
-        fine = torch_models.fine_step(attentive, optimizer, box_gradient_scale=scale, **settings)
-        return lambda: fine(image, label)
-    model = torch_models.Pooled(backbone, channels, case.num_classes).to(memory_format=torch.channels_last)
-    view = (image.float() - 127.0) / 128.0
+    config = config_of(case)
+    model = torch_model(config, case.num_classes)
     if case.work == "forward":
+        view = (image.float() - 127.0) / 128.0
         model.eval()
 
         def forward() -> Any:
             with torch.inference_mode():
                 return model(view)
 
-        return forward
-    train = torch_models.baseline_step(model, torch_models.sgd(model.parameters()), **settings)
-    return lambda: train(image, label)
+        return timing.Work(forward, lambda out: out)
+    optimizer = torch_models.sgd(model.parameters())
+    loss = torch_loss(config, model)
+    train = torch_models.training_step(model, optimizer, loss, clip_norm=config.optimizer.clip_norm)
+    return timing.Work(lambda: train(image, label), lambda loss: loss.item())
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Case], Callable[[], Any]]] = {"ours": in_jax, "native": in_jax}
+IMPLEMENTATIONS: dict[str, Callable[[Case], timing.Work]] = {"ours": in_jax, "native": in_jax}
 if torch is not None:
     IMPLEMENTATIONS["torch"] = in_torch
 
 
-def first_result(case: Case, name: str) -> tuple[Callable[[], Any], float]:
+def first_result(case: Case, name: str) -> tuple[timing.Work, float]:
     """(a call that is compiled, seconds until then)."""
     start = time.perf_counter()
     chosen = conv.conv2d

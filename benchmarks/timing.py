@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from c2f_jax.memory import restart_with_huge_pages
 
@@ -20,6 +20,34 @@ def prepare() -> None:
     restart_with_huge_pages()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+
+
+class Work(NamedTuple):
+    """Something to time on a device, which may go on after the call that asks for it has returned.
+
+    Attributes:
+        start: asks for it once; returns what `finish` takes.
+        finish: waits until it is done.
+        temp_mib: MiB that its program sets aside beside arguments and results, where known.
+    """
+
+    start: Callable[[], Any]
+    finish: Callable[[Any], Any]
+    temp_mib: float | None = None
+
+    def __call__(self) -> Any:
+        """Once, waiting."""
+        return self.finish(self.start())
+
+    def queued(self, count: int) -> Callable[[], Any]:
+        """`count` times one after the other, waiting for the last alone, as training asks for its steps."""
+
+        def call() -> Any:
+            for _ in range(count - 1):
+                self.start()
+            return self()
+
+        return call
 
 
 def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -42,8 +70,8 @@ def summary(times: Mapping[str, list[float]], reference: str) -> dict[str, dict[
     """By name: median and least milliseconds; `speed` is the median over rounds of reference time over own time."""
     return {
         name: {
-            "milliseconds": round(statistics.median(values), 2),
-            "fastest": round(min(values), 2),
+            "milliseconds": round(statistics.median(values), 4),
+            "fastest": round(min(values), 4),
             "speed": round(statistics.median(b / a for a, b in zip(values, times[reference], strict=True)), 3),
         }
         for name, values in times.items()

@@ -1,12 +1,13 @@
 """The same networks in idiomatic PyTorch, to be timed beside ours: EfficientNet-Lite0, ResNet-50, and the two looks.
 
-The same parameters give the same losses and gradients as ours, which `tests/benchmarks` shows; the constants are those
-of `configs/cub50_lite0.py`. Images are channels-last tensors `[B, 3, H, W]`. Both looks share running statistics here;
-ours keep a set for each, which is as much work.
+The same parameters give the same losses and gradients as ours, which `tests/benchmarks` shows; constants that are not
+given are those of `configs/cub50_lite0.py`. Images are channels-last tensors `[B, 3, H, W]`. Both looks share running
+statistics here; ours keep a set for each, which is as much work.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -81,11 +82,11 @@ class _Bottleneck(nn.Module):
         return functional.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
-def resnet50() -> nn.Sequential:
-    """Feature extractor as torchvision's, 2048 channels."""
+def resnet50(counts: Sequence[int] = (3, 4, 6, 3)) -> nn.Sequential:
+    """Feature extractor as torchvision's, 2048 channels. counts: blocks of each group."""
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
     blocks, channels = [], 64
-    for group, (width, count) in enumerate(zip((64, 128, 256, 512), (3, 4, 6, 3), strict=True)):
+    for group, (width, count) in enumerate(zip((64, 128, 256, 512), counts, strict=True)):
         for index in range(count):
             blocks.append(_Bottleneck(channels, width, 2 if index == 0 and group > 0 else 1))
             channels = 4 * width
@@ -106,36 +107,58 @@ class Pooled(nn.Module):
 class Attentive(nn.Module):
     """Backbone, attention and bilinear attention pooling; the inverse mapping on its own: `AttentionNetwork`."""
 
-    def __init__(self, backbone: nn.Module, channels: int, num_classes: int, num_maps: int):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        channels: int,
+        num_classes: int,
+        num_maps: int,
+        *,
+        feature_scale: float = 20.0,
+        kappa: float = 1.75,
+        background: float = 0.0,
+        detached: bool = False,
+    ):
+        """background: share of the mean map's mean that counts as none; detached: no gradient through the box."""
         super().__init__()
         self.backbone = backbone
         self.attention = nn.Sequential(nn.Conv2d(channels, num_maps, 1, bias=False), nn.BatchNorm2d(num_maps))
         self.head = nn.Linear(num_maps * channels, num_classes)
         self.project = nn.Conv2d(channels, 64, 1, bias=False)
         self.mix, self.score = nn.Conv2d(num_maps + 64, 16, 1), nn.Conv2d(16, 1, 3, padding=1)
-        self.kappa = nn.Parameter(torch.tensor(1.55))
+        self.kappa = nn.Parameter(torch.tensor(math.log(math.expm1(kappa))))
+        self.feature_scale, self.background, self.detached = feature_scale, background, detached
 
     def forward(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """view [B, 3, S, S] -> logits [B, C], pooled [B, M * N], features [B, N, h, w], attention maps [B, M, h, w]."""
         features = self.backbone(view)
         maps = functional.relu(self.attention(features))
-        phi = torch.einsum("bmhw,bnhw->bmn", maps, features).flatten(1) / maps[0, 0].numel()
-        psi = phi / ((phi.abs() + 1e-3).sqrt() + 1e-3**0.5)
-        pooled = psi * (psi.square().sum(1, keepdim=True) + 1e-8).rsqrt()
-        return self.head(20.0 * pooled), pooled, features, maps
+        # Pooled and classified in full width, as ours are, whatever the convolutions compute in.
+        with torch.autocast(view.device.type, enabled=False):
+            wide = torch.promote_types(features.dtype, torch.float32)
+            phi = torch.einsum("bmhw,bnhw->bmn", maps.to(wide), features.to(wide)).flatten(1) / maps[0, 0].numel()
+            psi = phi / ((phi.abs() + 1e-3).sqrt() + 1e-3**0.5)
+            pooled = psi * (psi.square().sum(1, keepdim=True) + 1e-8).rsqrt()
+            return self.head(self.feature_scale * pooled), pooled, features, maps
 
     def region(self, features: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """features [B, N, h, w], attention maps [B, M, h, w] -> box [B, 4]. The last look needs none."""
+        if self.detached:
+            features, maps = features.detach(), maps.detach()
         mean = maps.mean(1, keepdim=True)
         mixed = functional.relu(self.mix(torch.cat([maps, mean * self.project(features)], 1)))
-        peak = mean.detach().amax((2, 3), keepdim=True)
-        q = ((mean + 1e-4 * peak + 1e-8).log() + self.score(mixed)).flatten(1).softmax(1).view_as(mean)[:, 0]
+        score = self.score(mixed)
+        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
+        constant = mean.detach()
+        peak = constant.amax((2, 3), keepdim=True)
+        above = functional.relu(mean - self.background * constant.mean((2, 3), keepdim=True))
+        q = ((above + 1e-4 * peak + 1e-8).log() + score).flatten(1).softmax(1).view_as(mean)[:, 0]
         kappa = functional.softplus(self.kappa)
         lows, highs = [], []
         for axis in (2, 1):
             marginal = q.sum(axis)
             cells = marginal.shape[1]
-            centres = (torch.arange(cells) + 0.5) / cells
+            centres = (torch.arange(cells, device=q.device) + 0.5) / cells
             middle = (marginal * centres).sum(1)
             variance = (marginal * (centres - middle[:, None]).square()).sum(1) + 1 / (12 * cells**2)
             wide = 2 * kappa * variance.sqrt()
@@ -143,7 +166,8 @@ class Attentive(nn.Module):
             middle = middle.clamp(side / 2, 1 - side / 2)
             lows.append(middle - side / 2)
             highs.append(middle + side / 2)
-        return torch.stack(lows + highs, 1)
+        box = torch.stack(lows + highs, 1)
+        return box.detach() if self.detached else box
 
 
 def crop(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
@@ -169,106 +193,167 @@ def _crop_by_averages(images: torch.Tensor, boxes: torch.Tensor, size: int) -> t
 
 
 def _weighted_rows(images: torch.Tensor, low: torch.Tensor, high: torch.Tensor, size: int) -> torch.Tensor:
-    """images [B, H, W, C], low and high [B] in fractions of H -> [B, size, W, C].
+    """images [B, H, W, C], low and high [B] in fractions of H -> [B, size, W, C]."""
+    by = _rows_by_bags if images.device.type == "cpu" else _rows_by_products
+    return by(images, low, high, size)
 
-    By `embedding_bag`, the fastest of the exact ways on CPU: products with a matrix of weights took twice as long.
-    """
-    count, pixels = images.shape[:2]
+
+def _positions(low: torch.Tensor, high: torch.Tensor, pixels: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the outputs look [B, size], and how far to either side [B, 1], in pixels."""
     step = (high - low)[:, None] * (pixels / size)
-    positions = low[:, None] * pixels + step * (torch.arange(size) + 0.5) - 0.5
-    radius = step.abs().clamp(min=1.0)
-    taps = torch.arange(1, math.ceil(2 * pixels / size) + 1)
+    outputs = torch.arange(size, device=low.device)
+    return low[:, None] * pixels + step * (outputs + 0.5) - 0.5, step.abs().clamp(min=1.0)
+
+
+def _rows_by_bags(images: torch.Tensor, low: torch.Tensor, high: torch.Tensor, size: int) -> torch.Tensor:
+    """The fastest of the exact ways on CPU: products with a matrix of weights took twice as long."""
+    count, pixels = images.shape[:2]
+    positions, radius = _positions(low, high, pixels, size)
+    taps = torch.arange(1, math.ceil(2 * pixels / size) + 1, device=images.device)
     index = (positions - radius).detach().floor().long()[..., None] + taps
     weights = functional.relu(1.0 - (positions[..., None] - index).abs() / radius[..., None])
     weights = weights * ((index >= 0) & (index < pixels))
-    weights = weights / weights.sum(-1, keepdim=True)
-    index = index.clamp(0, pixels - 1) + pixels * torch.arange(count)[:, None, None]
+    weights = weights / weights.sum(-1, keepdims=True)
+    index = index.clamp(0, pixels - 1) + pixels * torch.arange(count, device=images.device)[:, None, None]
     rows = functional.embedding_bag(
         index.flatten(0, 1), images.reshape(count * pixels, -1), mode="sum", per_sample_weights=weights.flatten(0, 1)
     )
     return rows.view(count, size, *images.shape[2:])
 
 
-def random_boxes(count: int, min_side: float, max_side: float) -> torch.Tensor:
+def _rows_by_products(images: torch.Tensor, low: torch.Tensor, high: torch.Tensor, size: int) -> torch.Tensor:
+    """A matrix of weights for each image: what an accelerator is made for."""
+    pixels = images.shape[1]
+    positions, radius = _positions(low, high, pixels, size)
+    places = torch.arange(pixels, device=images.device)
+    weights = functional.relu(1.0 - (positions[..., None] - places).abs() / radius[..., None])
+    weights = weights / weights.sum(-1, keepdims=True)
+    return torch.einsum("boh,bhwc->bowc", weights, images)
+
+
+class Views(NamedTuple):
+    """How a training view is cut and shown."""
+
+    view_size: int
+    min_side: float
+    max_side: float
+    mean: Sequence[float] = (127.0, 127.0, 127.0)
+    std: Sequence[float] = (128.0, 128.0, 128.0)
+    brightness: float = 0.0
+    saturation: tuple[float, float] = (1.0, 1.0)
+
+    def prepare(self, views: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Views [B, 3, S, S] of values 0..255 -> what the network takes. draws: U(0, 1) [B, 2], the same each look."""
+        if self.brightness or self.saturation != (1.0, 1.0):
+            shift, factor = draws[:, :, None, None, None].unbind(1)
+            grey = views.mean(1, keepdim=True)
+            low, high = self.saturation
+            views = grey + (low + (high - low) * factor) * (views - grey)
+            views = (views + 255.0 * self.brightness * (2.0 * shift - 1.0)).clamp(0.0, 255.0)
+        mean, std = (views.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (views - mean) / std
+
+
+def random_boxes(count: int, min_side: float, max_side: float, device: torch.device | str = "cpu") -> torch.Tensor:
     """Squares anywhere with sides U(min_side, max_side), half of them mirrored: [count, 4]."""
-    side = min_side + (max_side - min_side) * torch.rand(count, 1)
-    corner = torch.rand(count, 2) * (1.0 - side)
+    side = min_side + (max_side - min_side) * torch.rand(count, 1, device=device)
+    corner = torch.rand(count, 2, device=device) * (1.0 - side)
     boxes = torch.cat([corner, corner + side], 1)
-    return torch.where(torch.rand(count, 1) < 0.5, boxes[:, [0, 3, 2, 1]], boxes)
+    return torch.where(torch.rand(count, 1, device=device) < 0.5, boxes[:, [0, 3, 2, 1]], boxes)
 
 
-def baseline_step(
-    model: Pooled,
-    optimizer: torch.optim.Optimizer,
-    *,
-    view_size: int,
-    min_side: float,
-    max_side: float,
-    clip_norm: float,
-) -> Callable[[torch.Tensor, torch.Tensor], float]:
-    """The baseline's training step: a random crop, cross entropy, clipped SGD.
+class Loss(NamedTuple):
+    """Of a batch; `pooled` and `targets` [B, M * N] move the centres."""
 
-    Returns:
-        (raw uint8 [B, 3, R, R], labels [B]) -> loss.
-    """
-
-    def step(raw: torch.Tensor, labels: torch.Tensor) -> float:
-        images = raw.to(torch.get_default_dtype())
-        view = (crop(images, random_boxes(len(raw), min_side, max_side), view_size) - 127.0) / 128.0
-        return _descend(model, optimizer, functional.cross_entropy(model(view), labels), clip_norm)
-
-    return step
+    value: torch.Tensor
+    pooled: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
 
 
-def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip_norm: float) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    return loss.item()
+LossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Loss]  # of raw images, labels and centres
 
 
-def fine_step(
-    model: Attentive,
-    optimizer: torch.optim.Optimizer,
-    *,
-    view_size: int,
-    min_side: float,
-    max_side: float,
-    clip_norm: float,
-    box_gradient_scale: float,
-) -> Callable[[torch.Tensor, torch.Tensor], float]:
-    """The fine stage's training step: two looks, both losses and the centre loss, clipped SGD, centres.
+def baseline_loss(model: Pooled, views: Views) -> LossFunction:
+    """The baseline's: a random crop, cross entropy. No centres."""
 
-    Returns:
-        (raw uint8 [B, 3, R, R], labels [B]) -> loss.
-    """
-    centers = torch.zeros(model.head.out_features, model.head.in_features)
+    def loss(raw: torch.Tensor, labels: torch.Tensor, centers: torch.Tensor | None) -> Loss:
+        images = raw.to(model.head.weight.dtype)
+        boxes = random_boxes(len(raw), views.min_side, views.max_side, raw.device)
+        draws = torch.rand(len(raw), 2, device=raw.device)
+        view = views.prepare(crop(images, boxes, views.view_size), draws)
+        return Loss(functional.cross_entropy(model(view).to(images.dtype), labels))
 
-    def step(raw: torch.Tensor, labels: torch.Tensor) -> float:
-        images = raw.to(torch.get_default_dtype())
-        outer = random_boxes(len(raw), min_side, max_side)
-        logits, pooled, features, maps = model((crop(images, outer, view_size) - 127.0) / 128.0)
-        box = model.region(features, maps)
-        box.register_hook(lambda gradient: box_gradient_scale * gradient)
+    return loss
+
+
+def fine_loss(
+    model: Attentive, views: Views, *, box_gradient_scale: float = 1.0, drop_view: bool = False
+) -> LossFunction:
+    """The fine stage's: two looks and, with `drop_view`, WS-DAN's third; their cross entropies and the centre loss."""
+
+    def loss(raw: torch.Tensor, labels: torch.Tensor, centers: torch.Tensor | None) -> Loss:
+        images = raw.to(model.head.weight.dtype)
+        outer = random_boxes(len(raw), views.min_side, views.max_side, raw.device)
+        draws = torch.rand(len(raw), 2, device=raw.device)
+        view = views.prepare(crop(images, outer, views.view_size), draws)
+        logits, pooled, features, maps = model(view)
+        box = model.region(features, maps).to(images.dtype)
+        if not model.detached:
+            box = box_gradient_scale * box + (1.0 - box_gradient_scale) * box.detach()
         span = outer[:, 2:] - outer[:, :2]
         inner = torch.cat([outer[:, :2] + box[:, :2] * span, outer[:, :2] + box[:, 2:] * span], 1)
-        fine_logits, *_ = model((crop(images, inner, view_size) - 127.0) / 128.0)
+        fine_logits, *_ = model(views.prepare(crop(images, inner, views.view_size), draws))
+        seen = [logits, fine_logits]
+        if drop_view:
+            kept = drop_mask(maps.detach(), views.view_size)
+            seen.append(model(view * kept)[0])
         targets = functional.normalize(centers[labels], dim=1)
         center_loss = (pooled - targets).square().sum(1).mean()
-        cross_entropies = [functional.cross_entropy(values, labels) for values in (logits, fine_logits)]
-        loss = sum(cross_entropies) / 2 + center_loss
-        value = _descend(model, optimizer, loss, clip_norm)
-        centers.index_add_(0, labels, 0.05 * (pooled.detach() - targets))
-        return value
+        cross_entropies = [functional.cross_entropy(values, labels) for values in seen]
+        return Loss(sum(cross_entropies) / len(seen) + center_loss, pooled.detach(), targets)
+
+    return loss
+
+
+def drop_mask(maps: torch.Tensor, size: int) -> torch.Tensor:
+    """Attention maps [B, M, h, w] -> 1 where one of them, drawn by the root of its mean, is low: [B, 1, size, size]."""
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    # The Gumbel trick: `multinomial` would wait for the device.
+    scores = 0.5 * (maps.mean((2, 3)) + 1e-8).log()
+    chosen = (scores - (-torch.rand_like(scores).clamp(min=1e-20).log()).log()).argmax(1)
+    one = maps.gather(1, chosen[:, None, None, None].expand(-1, 1, *maps.shape[2:]))
+    one = functional.interpolate(one, size=(size, size), mode="bilinear", align_corners=False)
+    peak = one.amax((2, 3), keepdim=True)
+    threshold = 0.2 + 0.3 * torch.rand(len(maps), 1, 1, 1, device=maps.device)
+    return ((one < threshold * peak) | (peak <= 0)).to(maps.dtype)
+
+
+def training_step(
+    model: Pooled | Attentive, optimizer: torch.optim.Optimizer, loss: LossFunction, *, clip_norm: float
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """(raw uint8 [B, 3, R, R], labels [B]) -> loss, not waited for; clipped descent, and the centres' own."""
+    weight = model.head.weight
+    centers = None
+    if isinstance(model, Attentive):
+        centers = torch.zeros(model.head.out_features, model.head.in_features, dtype=weight.dtype, device=weight.device)
+
+    def step(raw: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        out = loss(raw, labels, centers)
+        out.value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+        if centers is not None:
+            centers.index_add_(0, labels, 0.05 * (out.pooled - out.targets))
+        return out.value.detach()
 
     return step
 
 
-def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def sgd(parameters: Iterable[nn.Parameter], *, weight_decay: float = 1e-4, **settings: bool) -> torch.optim.Optimizer:
     """Nesterov momentum, and decay on arrays of two and more axes, as the configs have it."""
     arrays, others = [], []
     for parameter in parameters:
         (arrays if parameter.ndim > 1 else others).append(parameter)
-    groups = [{"params": arrays, "weight_decay": 1e-4}, {"params": others}]
-    return torch.optim.SGD(groups, lr=1e-2, momentum=0.9, nesterov=True)
+    groups = [{"params": arrays, "weight_decay": weight_decay}, {"params": others}]
+    return torch.optim.SGD(groups, lr=1e-2, momentum=0.9, nesterov=True, **settings)

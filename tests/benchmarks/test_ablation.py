@@ -35,6 +35,7 @@ from benchmarks.ablation_row import (
     look_at_attention,
     share_statistics,
     train_and_measure,
+    views_of,
 )
 from c2f_jax.evaluation.metrics import finalise
 from c2f_jax.models.two_looks import learned_region
@@ -163,6 +164,10 @@ def test_the_report(tmp_path):
         with Image.open(tmp_path / name) as plot:
             assert min(plot.size) > 100
     again = page
+    write_report(read_records(results), ["two"], groups, tmp_path, stem="second", lines="more.jsonl", flag=" --grid 2")
+    second = (tmp_path / "second.md").read_text()
+    assert "`python -m benchmarks.ablation report --grid 2` from `benchmarks/results/more.jsonl`" in second
+    assert "(second.png)" in second and "(second_training.png)" in second and "| `two` | 3 | 42.9" in second
     write_report(read_records(results), ["two", "one", "three"], groups, tmp_path)
     assert (tmp_path / "results.md").read_text() == again
 
@@ -209,25 +214,45 @@ def test_a_row_that_fails_is_told_in_one_line(tmp_path, capsys):
 
 
 def test_every_row_is_a_config():
-    names = [row.name for row in ablation.GRID]
-    assert len(set(names)) == len(names)
-    for row in ablation.GRID:
-        config = ablation.config_of(row, 3, data="DIR", weights="FILE")
-        assert (config.seed, config.dataset.path, config.model.pretrained) == (3, "DIR", "FILE")
-        assert config.dataset.validation_fraction > 0
-    for contrast in (contrast for group in ablation.CONTRASTS for contrast in group.contrasts):
-        assert {shown.row for shown in contrast[1:]} <= set(names)
-    for contrast in ablation.CONTRASTS[0].contrasts:
-        for shown in contrast[1:]:
-            (row,) = (row for row in ablation.GRID if row.name == shown.row)
-            assert len(row.seeds) >= SEEDS_OF_A_CLAIM
+    names = [row.name for grid in ablation.GRIDS.values() for row in grid.rows]
+    assert len(set(names)) == len(names)  # `row NAME` says by itself of which grid
+    for grid in ablation.GRIDS.values():
+        rows = {row.name: row for row in grid.rows}
+        for row in grid.rows:
+            config = ablation.config_of(row, 3, data="DIR", weights="FILE")
+            assert (config.seed, config.dataset.path, config.model.pretrained) == (3, "DIR", "FILE")
+            assert config.dataset.validation_fraction > 0
+        for contrast in (contrast for group in grid.contrasts for contrast in group.contrasts):
+            assert {shown.row for shown in contrast[1:]} <= set(rows)
+        for contrast in grid.contrasts[0].contrasts:
+            for shown in contrast[1:]:
+                assert len(rows[shown.row].seeds) >= SEEDS_OF_A_CLAIM
     with pytest.raises(KeyError):
         ablation.config_of(ablation.Row("misspelt", {"stages.coarse_epoch": 1.0}), 0, data="", weights="")
 
 
 def test_the_shipped_config_is_the_row_that_won():
-    (row,) = (row for row in ablation.GRID if row.name == "coarse2fine_drop_floor")
+    (row,) = (row for row in ablation.GRID.rows if row.name == "coarse2fine_drop_floor")
     assert ablation.config_of(row, 0, data="", weights="").to_dict() == cub50_lite0.get_config().to_dict()
+
+
+def test_the_second_grid_is_the_shipped_config_at_its_sizes():
+    """And one look costs there what two do: in tests by its pixels, in training by its views and their pixels."""
+    configs = {row.name: ablation.config_of(row, 0, data="", weights="") for row in ablation.GRIDS["224"].rows}
+    shipped = cub50_lite0.get_config()
+    shipped.model.view_size, shipped.dataset.raw_size = 224, 448
+    assert configs["coarse2fine_224"].to_dict() == shipped.to_dict()
+
+    def training(config):
+        views = views_of(
+            "fine" if config.method == "coarse2fine" else "wsdan" if config.method == "wsdan" else "coarse", config
+        )
+        epochs = config.stages.coarse_epochs + (config.stages.fine_epochs if config.method == "coarse2fine" else 0.0)
+        return views * epochs * config.model.view_size**2
+
+    costs = {name: training(config) for name, config in configs.items()}
+    assert all(cost == pytest.approx(costs["coarse2fine_224"], rel=0.01) for cost in costs.values())
+    assert configs["attention_316"].model.view_size ** 2 == pytest.approx(2 * 224**2, rel=0.01)
 
 
 def test_wsdan_can_look_where_coarse2fine_does():

@@ -23,7 +23,7 @@ from configs import cub50_lite0
 from tests.models.make_resnet50_golden import draw_weights
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra `bench` has it")
-from benchmarks import torch_models  # noqa: E402 - needs PyTorch
+from benchmarks import step, torch_models  # noqa: E402 - needs PyTorch
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,8 @@ def as_ours(arrays, like):
 class Pair:
     """The same network by both, with the same weights, drawn by their names."""
 
-    def __init__(self, backbone, method):
+    def __init__(self, backbone, method, **changes):
+        """changes: of the config's fields, "__" in place of the dot."""
         config = cub50_lite0.get_config()
         config.method, config.model.backbone, config.model.view_size = method, backbone, VIEW_SIZE
         config.model.dtype = "float64"
@@ -109,23 +110,16 @@ class Pair:
         config.region.box_gradient_scale = 0.3  # the box pulls at the attention harder than the class
         config.optimizer.head_factor = config.optimizer.region_factor = 1.0
         config.optimizer.clip_norm = math.inf  # PyTorch adds 1e-6 to the norm that it clips by
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
         task = build.make_task(config, num_classes=NUM_CLASSES, axis_name=None)
         self.task = dataclasses.replace(task, random_boxes=lambda keys, square: jnp.asarray(BOXES))
         self.stage = build.make_stages(config, train_size=10**9)[-1]  # its learning rate stays at the peak
         self.raw = np.random.default_rng(0).integers(0, 256, (len(LABELS), *2 * [RAW_SIZE[method]], 3), np.uint8)
 
-        settings = {"view_size": VIEW_SIZE, "min_side": 0.5, "max_side": 1.0, "clip_norm": math.inf}
-        channels = 2048 if backbone == "resnet50" else 1280
-        if method == "baseline":
-            features = torch_models.resnet50() if backbone == "resnet50" else torch_models.efficientnet_lite0()
-            self.model = torch_models.Pooled(features, channels, NUM_CLASSES).to(memory_format=torch.channels_last)
-            self._step = torch_models.baseline_step(self.model, torch_models.sgd(self.model.parameters()), **settings)
-        else:
-            settings["box_gradient_scale"] = config.region.box_gradient_scale
-            features = torch_models.efficientnet_lite0(config.model.output_stride)
-            self.model = torch_models.Attentive(features, channels, NUM_CLASSES, config.model.num_maps)
-            self.model.to(memory_format=torch.channels_last)
-            self._step = torch_models.fine_step(self.model, torch_models.sgd(self.model.parameters()), **settings)
+        self.model = step.torch_model(config, NUM_CLASSES)
+        optimizer = torch_models.sgd(self.model.parameters())
+        loss = step.torch_loss(config, self.model)
+        self._step = torch_models.training_step(self.model, optimizer, loss, clip_norm=math.inf)
         self.tensors = tensors_by_name(self.model, backbone)
         weights = draw_weights({name: tensor.shape for name, tensor in self.tensors.items()})
         for name, tensor in self.tensors.items():
@@ -153,7 +147,8 @@ class Pair:
 
     def theirs(self):
         """Takes PyTorch's training step -> its loss."""
-        return self._step(torch.from_numpy(self.raw).permute(0, 3, 1, 2), torch.from_numpy(LABELS.astype(np.int64)))
+        raw = torch.from_numpy(self.raw).permute(0, 3, 1, 2)
+        return self._step(raw, torch.from_numpy(LABELS.astype(np.int64))).item()
 
     def theirs_as_ours(self, of=lambda tensor: tensor.detach()):
         """PyTorch's parameters, or another tensor `of` each, as a tree like `state.params`."""
@@ -184,17 +179,51 @@ def test_backbones(backbone):
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, gradients, expected))) < 1e-8 * norm
 
 
-def test_two_looks(monkeypatch):
-    """Losses of three steps, and the parameters after them: the gradient through the box, optimiser and centres."""
-    # Few blocks, for the sake of compilation: all of them are compared above.
+@pytest.fixture
+def few_blocks(monkeypatch):
+    """For the sake of compilation: all of them are compared above."""
     stages = ((1, 16, 1, 1, 3), (6, 24, 1, 2, 5), (6, 40, 2, 2, 3))
     monkeypatch.setattr(efficientnet_lite, "LITE0_STAGES", stages)
     monkeypatch.setattr(torch_models, "LITE0_STAGES", stages)
+
+
+def test_two_looks(few_blocks):
+    """Losses of three steps, and the parameters after them: the gradient through the box, optimiser and centres."""
     pair = Pair("efficientnet_lite0", "coarse2fine")
-    step = pair.ours(steps.train_step)
+    ours = pair.ours(steps.train_step)
     for _ in range(3):
-        pair.state, metrics = step(pair.state)
+        pair.state, metrics = ours(pair.state)
         # Each step makes rounding some hundred times larger: the images are noise, and so is the gradient by their box.
         assert float(metrics["loss"]) == pytest.approx(pair.theirs(), rel=1e-7)
     expected = pair.theirs_as_ours()
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-7), pair.state.params, expected)
+
+
+def test_two_looks_as_for_cub(few_blocks, monkeypatch):
+    """With a drop view, colour changes, a background above the mean and a detached box; all draws are the same."""
+    monkeypatch.setattr(
+        jax.random,
+        "uniform",
+        lambda key, shape=(), minval=0.0, maxval=1.0: jnp.full(shape, minval + 0.3 * (maxval - minval)),
+    )
+    monkeypatch.setattr(jax.random, "categorical", lambda key, logits: jnp.argmax(logits))
+    monkeypatch.setattr(torch, "rand", lambda *shape, device=None: torch.full(shape, 0.3))
+    monkeypatch.setattr(torch, "rand_like", lambda values: torch.full_like(values, 0.5))
+    of_cub = {"region__background": 1.0, "region__kappa": 2.9, "region__box_gradient": "none", "loss__drop_view": True}
+    of_cub |= {"augment__brightness": 0.125, "augment__saturation": (0.5, 1.5), "model__feature_scale": 100.0}
+    pair = Pair("efficientnet_lite0", "coarse2fine", **of_cub)
+    pair.state, metrics = pair.ours(steps.train_step)(pair.state)
+    assert float(metrics["loss"]) == pytest.approx(pair.theirs(), rel=1e-10)
+    ours, theirs = pair.state.params, pair.theirs_as_ours()
+    # What has no gradient decays in ours and is left alone by PyTorch; as much work.
+    del ours["inverse_mapping"], theirs["inverse_mapping"]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-9), ours, theirs)
+
+
+def test_rows_by_products_are_rows_by_bags():
+    """What an accelerator computes and what a CPU does; mirrored boxes too."""
+    images = torch.from_numpy(np.random.default_rng(0).random((4, 40, 5, 3)))
+    low, high = torch.tensor([0.0, 0.1, 0.9, 0.3]), torch.tensor([1.0, 0.7, 0.2, 0.5])
+    bags, products = (by(images, low, high, 16) for by in (torch_models._rows_by_bags, torch_models._rows_by_products))
+    np.testing.assert_allclose(products, bags, rtol=0, atol=1e-12)
+    assert np.max(np.abs(products.numpy() - torch_models._rows_by_bags(images, low, high - 0.01, 16).numpy())) > 1e-3

@@ -1,0 +1,26 @@
+"""Networks of fewer blocks, where what is rehearsed is the way through the programs: compiled in seconds."""
+
+import functools
+
+from c2f_jax.models import backbones, efficientnet_lite
+from c2f_jax.models.resnet import Bottleneck, ResNet
+
+RESNET_BLOCKS = (1, 1, 1, 1)
+LITE0_STAGES = ((1, 16, 1, 1, 3), (6, 24, 1, 2, 5), (6, 40, 2, 2, 3))
+
+
+def shorten_backbones() -> None:
+    """For the rest of this process, ResNet-50 and EfficientNet-Lite0 have the blocks above, in PyTorch too."""
+
+    def resnet50(*, output_stride: int = 0, **settings: object) -> ResNet:
+        del output_stride
+        return ResNet(Bottleneck, block_counts=RESNET_BLOCKS, **settings)
+
+    backbones.BACKBONES["resnet50"] = resnet50
+    efficientnet_lite.LITE0_STAGES = LITE0_STAGES
+    try:
+        from benchmarks import torch_models
+    except ImportError:
+        return
+    torch_models.LITE0_STAGES = LITE0_STAGES
+    torch_models.resnet50 = functools.partial(torch_models.resnet50, RESNET_BLOCKS)
