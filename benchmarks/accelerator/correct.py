@@ -31,6 +31,7 @@ from c2f_jax.kernels.crop import PADDINGS
 from c2f_jax.runs import build, parallel
 from c2f_jax.training.stages import Stage
 from c2f_jax.training.steps import train_step
+from c2f_jax.training.train_state import create_train_state
 from configs import cub, paper_birds
 
 KERNEL_TOLERANCE = 1e-4  # of float32 arithmetic without products in less; measured on CPU: up to 1e-5
@@ -295,7 +296,7 @@ def training(config: Any, raw_size: int, view_size: int, batch_size: int, stage_
     def first_state(of: Any) -> Any:
         stage = stage_of(of, stage_name)
         task = build.make_task(of, num_classes=classes, axis_name=None)
-        state = build.scratch_state(of, task, stage, num_classes=classes)
+        state = create_train_state(jax.random.key(of.seed), task, stage, num_classes=classes)
         return state.replace(step=jnp.asarray(stage.start + STEP, jnp.int32))
 
     state = jax.device_get(first_state(config))
