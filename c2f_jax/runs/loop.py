@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from c2f_jax.data import pipeline
-from c2f_jax.data.sources import Source, Subset
+from c2f_jax.data.sources import Source, Splits, Subset
 from c2f_jax.errors import Interrupted, UserError
 from c2f_jax.evaluation.evaluate import eval_step, evaluate
 from c2f_jax.evaluation.pictures import save_sheet
 from c2f_jax.runs import parallel, processes
-from c2f_jax.runs.build import Run, build, build_trained, evaluation_batches, load_splits
+from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import check_class_names, check_workdir, claim_workdir, essential, locked, write_json
@@ -183,7 +183,7 @@ def _train(
                 name = stage_of_checkpoint(stages, step).name
                 whole = run.backend.get_state(state)
                 try:
-                    metrics = evaluate_on(whole.params, whole.batch_stats, run.splits.validation)
+                    metrics = evaluate_on(whole, run.splits.validation, f"validation part, step {step}")
                     log.write(step=step, stage=name, split="validation", metrics=metrics)
                     best = "fused" if "fused/loss" in metrics else "coarse"
                     report.say(f"{name} {step}/{total}  validation {best} {metrics[f'{best}/top_1_accuracy']:.2%}")
@@ -220,7 +220,7 @@ def _train(
     checkpoints.close()
     final = run.backend.get_state(state)
     try:
-        test = evaluate_on(final.params, final.batch_stats, run.splits.test)
+        test = evaluate_on(final, run.splits.test, "test part")
     except _Asked as asked:
         raise Interrupted(
             asked.signal, f"stopped, saved at step {total} of {total}; the same command evaluates the test part"
@@ -253,10 +253,14 @@ def evaluate_checkpoint(config: Any, workdir: str | Path) -> dict[str, float]:
         FloatingPointError: if a figure is not finite.
     """
     workdir = Path(workdir)
-    latest_step(workdir)  # a run that has none says so before the data are read
-    splits = processes.together(lambda: load_splits(config))
-    check_class_names(workdir, splits.class_names)
-    trained = build_trained(config, num_classes=len(splits.class_names))
+
+    def prepare() -> tuple[Splits, Trained]:
+        latest_step(workdir)  # a run that has none says so before the data are read
+        splits = load_splits(config)
+        check_class_names(workdir, splits.class_names)
+        return splits, build_trained(config, num_classes=len(splits.class_names))
+
+    splits, trained = processes.together(prepare)
     step, model = read_latest(workdir, trained.abstract_model)
     batches = evaluation_batches(config, splits.test, trained.mesh)
     metrics = evaluate(_eval_program(trained.task, trained.mesh), model["params"], model["batch_stats"], batches)
@@ -302,7 +306,7 @@ def _eval_program(task: Task, mesh: jax.sharding.Mesh) -> Any:
 
 
 def _evaluator(run: Run, signal: Callable[[], int]) -> Any:
-    """(params, batch_stats, source) -> its metrics; raises `_Asked` between batches if there is a signal."""
+    """(state, source, what it is) -> its metrics; raises `_Asked` between batches if there is a signal."""
     step = _eval_program(run.task, run.mesh)
 
     def heeding(batches: Iterator[Any]) -> Iterator[Any]:
@@ -311,8 +315,11 @@ def _evaluator(run: Run, signal: Callable[[], int]) -> Any:
                 raise _Asked(number)
             yield batch
 
-    def evaluate_on(params: Any, batch_stats: Any, source: Source) -> dict[str, float]:
-        return evaluate(step, params, batch_stats, heeding(run.evaluation_batches(source)))
+    def evaluate_on(state: TrainState, source: Source, what: str) -> dict[str, float]:
+        try:
+            return evaluate(step, state.params, state.batch_stats, heeding(run.evaluation_batches(source)))
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{what}: {error}; try a smaller --config.optimizer.learning_rate") from None
 
     return evaluate_on
 
