@@ -154,6 +154,13 @@ def kill_often(
             for process in run.processes if moment == "start" else [run.processes[which]]:
                 process.send_signal(number)
         ends = run.finish()
+        assert not any("Traceback" in text for _, text in ends), ends
+        if hit:
+            expected = {-number} if number == signal.SIGKILL else {128 + number}
+            if moment == "start":  # by the signal itself, while Python starts
+                expected |= {-number}
+            assert ends[which][0] in expected, ends
+            assert all(code in {*expected, 1} for code, _ in ends), ends
         told = [event["step"] for event in events(workdir) if event["split"] == "train"]
         lines.append(
             {

@@ -61,8 +61,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(command: Command) -> int:
     """Does it, and tells how it ended; by process 0 alone, where there are several."""
-    training = command.mode == "train"
-    parting = "interrupted" + ("; the same command goes on from the last checkpoint" if training else "")
+    goes_on = "; the same command goes on, from the last checkpoint if there is one"
+    parting = "interrupted" + (goes_on if command.mode == "train" else "")
     try:
         with Interruption(parting) as interruption:
             run(command, interruption)
@@ -92,6 +92,8 @@ def _run_one_of_several(command: Command, cluster: Cluster) -> int:
     from c2f_jax.runs import processes
 
     channel = supervisor.Channel()
+    if cluster.process == 0:
+        print(f"waiting for {cluster.processes} processes at {cluster.coordinator}")
     try:
         processes.join(*cluster)
     except UserError as error:

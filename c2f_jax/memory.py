@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import sys
 
 TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
@@ -17,4 +18,7 @@ def restart_with_huge_pages() -> None:
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         sys.stdout.flush()
         os.environ["GLIBC_TUNABLES"] = TUNABLES
+        # Ctrl-C is held back while the new interpreter starts, where it would be a traceback.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         os.execv(sys.executable, sys.orig_argv)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

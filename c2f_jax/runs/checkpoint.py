@@ -4,6 +4,7 @@ A trainer writes by `Checkpoints`; everybody else reads by the functions below, 
 """
 
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from c2f_jax.errors import UserError
+from c2f_jax.runs import processes
 
 ATTEMPTS = 20
 
@@ -108,15 +110,34 @@ def read(workdir: Path, step: int, template: Any) -> Any:
 def read_latest(workdir: Path, template: Any) -> tuple[int, Any]:
     """(step, `read` of it) of the last checkpoint in `workdir`, where a trainer may be saving the next.
 
+    All processes call it, and read the same one.
+
     Raises:
-        UserError: if there is no checkpoint.
+        UserError: if there is no checkpoint, or it does not suit the template.
     """
-    for attempt in range(ATTEMPTS):
-        step = latest_step(workdir)
+
+    def newest() -> int:
+        return int(processes.told_by_first(lambda: str(latest_step(workdir))))
+
+    def there(step: int) -> None:
+        if not (workdir / "checkpoints" / str(step)).is_dir():
+            raise UserError(f"{workdir} is not the folder of process 0: it has no checkpoint {step}")
+
+    def whole(step: int) -> Any:
         try:
-            return step, read(workdir, step, template)
-        except Exception:  # a file that goes away is told by whichever library is at it
-            # The trainer keeps the latest few: an older one may be taken away while it is read.
-            if (workdir / "checkpoints" / str(step)).is_dir() or attempt == ATTEMPTS - 1:
+            return read(workdir, step, template)
+        except Exception as error:  # told by whichever library is at it
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"{workdir}: checkpoint {step} cannot be read: {said}") from error
+
+    step = newest()
+    for _ in range(ATTEMPTS):
+        try:
+            processes.together(partial(there, step))
+            return step, processes.together(partial(whole, step))
+        except UserError:
+            # The trainer keeps the latest few: an older one may be taken away, file by file, while it is read.
+            before, step = step, newest()
+            if step == before:
                 raise
-    raise AssertionError("unreachable")
+    raise UserError(f"{workdir}: its trainer saves faster than a checkpoint can be read")

@@ -9,8 +9,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,8 +16,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """The signals that have come. As a context manager of the program's main thread it takes them over.
 
-    The first one ends the program at once, unless it comes within `deferred`: then it is noted in `signal` for the
-    program to obey when it can. A second Ctrl-C ends the program at once in any case.
+    The first one ends the program at once, unless it comes after `defer`: then it is noted in `signal` for the program
+    to obey when it can. A second Ctrl-C ends the program at once in any case.
 
     Attributes:
         signal: the number of the first signal noted, 0 for none.
@@ -36,7 +34,9 @@ class Interruption:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         # The handlers do nothing; that they are there makes Python's own C handler write the number into the pipe.
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        # Who is told to ignore one (a shell's background job, nohup) does.
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in heeded}
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
@@ -47,16 +47,10 @@ class Interruption:
             signal.signal(number, handler)
         os.close(self._writer)  # the thread reads the end, and closes its own side
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Within it the first signal is noted, and the program has to look at `signal`."""
+    def defer(self, deferred: bool = True) -> None:
+        """From now on the first signal is noted, and the program has to look at `signal`; or, False, obeyed at once."""
         with self._lock:
-            self._deferred = True
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._deferred = False
+            self._deferred = deferred
 
     def _watch(self) -> None:
         while number := os.read(self._reader, 1):

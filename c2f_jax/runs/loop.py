@@ -22,7 +22,7 @@ from c2f_jax.runs import parallel, processes
 from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
 from c2f_jax.runs.interruption import Interruption
-from c2f_jax.runs.workdir import check_class_names, check_workdir, claim_workdir, essential, locked, write_json
+from c2f_jax.runs.workdir import TOKEN, check_class_names, check_workdir, claim_workdir, essential, locked, write_json
 from c2f_jax.runs.writers import JsonLines, Reporter, print_table
 from c2f_jax.training.losses import Task
 from c2f_jax.training.stages import stage_at, stage_of_checkpoint
@@ -82,7 +82,9 @@ def train_and_evaluate(
             )
         )
         interruption = interruption or Interruption()
-        leaving.enter_context(interruption.deferred())
+        leaving.callback(interruption.defer, False)
+        if processes.count() > 1:
+            interruption.defer()  # nobody leaves without the others
         return _train(run, workdir, checkpoints, interruption, notes, fresh, began)
 
 
@@ -210,6 +212,7 @@ def _train(
             batch = next(batches)
             waited += time.perf_counter() - asked_for
             state, metrics = compiled[stage.name](state, run.backend.put_batch(batch))
+            interruption.defer()  # before the first step, which may take minutes to compile, there is nothing to lose
             write_closed()
             window.append(metrics)
             if (step + 1) % train.log_every_steps == 0:
@@ -239,6 +242,7 @@ def _train(
     if first:
         log.write(step=total, stage=stages[-1].name, split="test", metrics=test)
         write_json(workdir / "results.json", results)
+        interruption.defer(False)
         _draw_sheet(run, final, workdir / "samples.png")
         _tell_test(config, f"{config.dataset.name}, test, {config.method}", test)
         print(f"{results['seconds']:.0f} s; {workdir / 'results.json'}, {workdir / 'samples.png'}")
@@ -261,6 +265,8 @@ def evaluate_checkpoint(config: Any, workdir: str | Path) -> dict[str, float]:
         return splits, build_trained(config, num_classes=len(splits.class_names))
 
     splits, trained = processes.together(prepare)
+    processes.check_same("config", essential(config))
+    processes.check_same("data set", [splits.class_names, len(splits.test)])
     step, model = read_latest(workdir, trained.abstract_model)
     batches = evaluation_batches(config, splits.test, trained.mesh)
     metrics = evaluate(_eval_program(trained.task, trained.mesh), model["params"], model["batch_stats"], batches)
@@ -338,12 +344,12 @@ def _check_shared(workdir: Path) -> None:
     """Raises UserError unless all processes see the workdir of process 0."""
     if processes.count() == 1:
         return
-    path = workdir / f"{processes.told_by_first(lambda: secrets.token_hex(8))}.tmp"
-    processes.by_first(path.touch)
+    path, token = workdir / TOKEN, processes.told_by_first(lambda: secrets.token_hex(8))
+    processes.by_first(lambda: path.write_text(token))
 
     def look() -> None:
         deadline = time.monotonic() + SHARED_SECONDS  # network file systems may take a while to tell
-        while not path.exists():
+        while not path.exists() or path.read_text() != token:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"--workdir {workdir} is not the folder of process 0: give all processes one that they share"
@@ -354,7 +360,7 @@ def _check_shared(workdir: Path) -> None:
         processes.together(look)
     finally:
         if processes.is_first():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _window_means(window: Sequence[dict[str, jax.Array]], last_step: int) -> dict[str, float]:

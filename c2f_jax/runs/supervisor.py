@@ -20,8 +20,8 @@ CHANNEL = "C2F_JAX_SUPERVISOR"  # tells a child the descriptor of its end of the
 JOINED = b"joined"
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
-# How jax's coordination service begins its last words (absl's FATAL lines), before it aborts.
-FATAL = re.compile(rb"^F\d{4} \d\d:\d\d:\d\d")
+# How jax's coordination service begins its last words (absl's log lines), before it aborts.
+FATAL = re.compile(rb"^(F\d{4} \d\d:\d\d:\d\d|E\d{4} \d\d:\d\d:\d\d.*coordination)")
 OF_COORDINATION = (b"JAX distributed service", b"coordination")
 
 
@@ -84,7 +84,7 @@ def _environment(descriptor: int) -> dict[str, str]:
 
 
 def _pass_on(lines: IO[bytes], last_words: list[bytes]) -> None:
-    """The child's errors as they come, but for what follows a FATAL line: the parent says that better."""
+    """The child's errors as they come, but for its last words: the parent says that better, or later."""
     for line in lines:
         if last_words or FATAL.match(line):
             last_words.append(line)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from c2f_jax.errors import UserError
 
 LOCK = "train.lock"
+TOKEN = "shared.tmp"  # by which several processes see whether they share the folder
 # What a start that was killed before it had claimed the workdir may have left.
-UNCLAIMED = {LOCK, "class_names.json", "class_names.tmp", "config.tmp"}
+UNCLAIMED = {LOCK, TOKEN, "class_names.json", "class_names.tmp", "config.tmp"}
 
 # By group ("": none), what a run's config holds: the fields of configs/default.py, which a package cannot import and a
 # test compares.
@@ -79,23 +80,28 @@ def locked(workdir: Path) -> Iterator[None]:
         UserError: if another process trains there.
     """
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / LOCK
     lock = FileLock(path, blocking=False)
     try:
+        workdir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise UserError(
             f"{workdir} is being trained by another process: wait for it, stop it, or choose another --workdir"
         ) from error
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written to ({error.strerror}); choose another") from error
     try:
         yield
     finally:
-        lock.release()
-        if not (workdir / "config.json").exists():
+        claimed = (workdir / "config.json").exists()
+        if not claimed:
             path.unlink(missing_ok=True)
-            for folder in made:
-                folder.rmdir()
+        lock.release()
+        if not claimed:
+            with suppress(OSError):  # somebody else may have begun there
+                for folder in made:
+                    folder.rmdir()
 
 
 def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
@@ -133,7 +139,7 @@ def claim_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tup
         write_json(workdir / "class_names.json", list(class_names))
     # The config comes last: with it the workdir is complete, and without it it is nobody's.
     wanted = _as_stored(config)
-    if not (workdir / "config.json").exists() or json.loads(_text(workdir, "config.json")) != wanted:
+    if not (workdir / "config.json").exists() or _json(workdir, "config.json") != wanted:
         write_json(workdir / "config.json", wanted)
     return notes
 
@@ -162,7 +168,7 @@ def read_class_names(workdir: Path) -> tuple[str, ...]:
     Raises:
         UserError: if there is no run.
     """
-    return tuple(json.loads(_text(workdir, "class_names.json")))
+    return tuple(_json(workdir, "class_names.json"))
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -191,16 +197,19 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def _text(workdir: Path, name: str) -> str:
+def _json(workdir: Path, name: str) -> Any:
     path = workdir / name
     if not path.is_file():
         raise UserError(f"{workdir} holds no run; train first: python launch.py --workdir {workdir}")
-    return path.read_text()
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it, or train again in another --workdir") from error
 
 
 def _stored(workdir: Path) -> dict[str, Any]:
     """`config.json`, with what the program did before the fields it lacks."""
-    stored = json.loads(_text(workdir, "config.json"))
+    stored = _json(workdir, "config.json")
     missing = []
     for group, names in FIELDS.items():
         for name in names:

@@ -1,6 +1,8 @@
 """What a run tells: JSON lines in a file, and a progress bar or plain lines on the console."""
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 Item = TypeVar("Item")
+
+
+class _Console(Console):
+    """Goes quiet where nobody reads any more (`launch.py | head`): a run is not ended by that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 class JsonLines:
@@ -53,7 +65,7 @@ class Reporter:
 
     def __init__(self, total_steps: int, *, start: int, quiet: bool = False):
         """total_steps: of the run; start: those already done; quiet: say nothing at all."""
-        self._console = Console(highlight=False, quiet=quiet)
+        self._console = _Console(highlight=False, quiet=quiet)
         self._total = total_steps
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -95,7 +107,7 @@ class Reporter:
 
 def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
     """The items, with a progress bar on a terminal."""
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield from progress.track(items, total=total, description=what)
@@ -112,7 +124,7 @@ def print_table(title: str, metrics: Mapping[str, Any]) -> None:
         if f"{view}/loss" in metrics:
             values = [metrics[f"{view}/{column}"] for column in columns]
             table.add_row(view, *(f"{value:.2%}" for value in values[:-1]), f"{values[-1]:.4f}")
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     console.print(table)
     for group, title in (("box/", "fine view"), ("attention/", "attention")):
         figures = [

@@ -11,10 +11,13 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
 from c2f_jax.errors import UserError
-from c2f_jax.runs.loop import evaluate_checkpoint
+from c2f_jax.runs.build import build
+from c2f_jax.runs.checkpoint import read
+from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
 from c2f_jax.runs.workdir import BEFORE, FIELDS, GONE, check_workdir, read_class_names, read_config
 from configs import default
 
@@ -56,6 +59,19 @@ def test_each_can_be_gone_on_with(workdir):
     config.region.floor += 0.05
     with pytest.raises(UserError, match=r"region.floor: [\d.]+ there, [\d.]+ now"):
         check_workdir(folder, config, read_class_names(folder))
+
+
+def test_the_oldest_state_goes_on(tmp_path):
+    """All of it is restored, the optimiser's too, and the test part measured as that version did."""
+    shutil.copytree(EARLIER / "run", tmp_path / "run")
+    layout = LAYOUTS["01_first"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(layout["config"]))
+    config = read_config(tmp_path / "run")
+    run = build(config)
+    state = read(tmp_path / "run", 10, run.abstract_state(10))
+    assert int(state.step) == 10 and len(jax.tree.leaves(state.opt_state)) > 50
+    results = train_and_evaluate(config, tmp_path / "run")
+    assert {name: results[name] for name in layout["figures"]} == pytest.approx(layout["figures"], abs=2e-5)
 
 
 def test_a_value_of_a_field_that_is_gone_is_not_trained_on(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -127,6 +128,38 @@ def test_processes_that_do_not_belong_together(tmp_path, cluster, second, line):
     assert line.format(tmp=tmp_path) in err and len(err.splitlines()) == 1
     assert out == other_out == other_err == ""
     assert not (tmp_path / "run").exists() and not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", [None, "--config.dataset.test_size=20", "--workdir={tmp}/other"])
+def test_an_evaluation_by_two(tmp_path, second):
+    """The figures of one, told once; or why the two do not belong together."""
+    earlier = Path(__file__).parent / "earlier"
+    layout = json.loads((earlier / "layouts.json").read_text())["10_background"]
+    for name in ("run", "other"):
+        shutil.copytree(earlier / "run", tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps(layout["config"]))
+    (tmp_path / "other" / "checkpoints" / "10").rename(tmp_path / "other" / "checkpoints" / "9")
+    command = [sys.executable, "launch.py", "--mode=eval", "--multiprocess", f"--workdir={tmp_path / 'run'}"]
+    started = [
+        subprocess.Popen(
+            [*command, second.format(tmp=tmp_path)] if number and second else command,
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **slurm(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    (out, err), (other_out, other_err) = (process.communicate(timeout=200) for process in started)
+    assert other_out == other_err == ""
+    assert [process.returncode for process in started] == ([2, 2] if second else [0, 0]), err
+    if second is None:
+        assert f"{layout['figures']['coarse/loss']:.4f}" in out and "step 10" in out
+    else:
+        (line,) = err.splitlines()
+        assert ("another config than process 0" if "size" in second else "it has no checkpoint 10") in line
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from c2f_jax import cli
 from c2f_jax.data.paper_birds import PaperBirds
 from c2f_jax.errors import UserError
 from c2f_jax.inference import load_model
-from c2f_jax.runs import parallel
+from c2f_jax.runs import checkpoint, parallel
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read
 from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
@@ -121,6 +121,59 @@ def test_readers_beside_a_trainer_that_saves_every_step(tmp_path):
     trainer.processes[0].send_signal(signal.SIGTERM)
     ((code, said),) = trainer.finish()
     assert code == 143 and looked == 30 and len(seen) > 5, said
+
+
+def test_a_checkpoint_that_goes_away_while_it_is_read(finished, tmp_path, monkeypatch):
+    """File by file, and under its name to the last: the next one is read; where there is none, a line says so."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    shutil.rmtree(workdir / "checkpoints" / str(steps[0]) / "state" / "d")
+    answers = iter([steps[0], steps[1]])
+    monkeypatch.setattr(checkpoint, "latest_step", lambda _: next(answers))
+    template = build(tiny_config()).abstract_model
+    assert checkpoint.read_latest(workdir, template)[0] == steps[1]
+    monkeypatch.setattr(checkpoint, "latest_step", lambda _: steps[0])
+    with pytest.raises(UserError, match=f"checkpoint {steps[0]} cannot be read"):
+        checkpoint.read_latest(workdir, template)
+
+
+def test_what_cannot_be_written_or_read_is_a_line(finished, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "config.json").write_text("{half")
+    for command, words in (
+        ([f"--workdir={tmp_path / 'file' / 'run'}"], "cannot be written to (Not a directory)"),
+        (["--mode=eval", f"--workdir={workdir}"], "config.json is not JSON"),
+    ):
+        assert cli.main([*command, "--config.dataset.train_size=89"] if "eval" not in command[0] else command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+
+
+def test_nobody_listens(tmp_path):
+    """`launch.py | head`: what tells goes quiet, and the run goes on."""
+    code = (
+        "import sys, time; from c2f_jax.runs.writers import Reporter, print_table\n"
+        "with Reporter(9, start=0) as report:\n"
+        "    for i in range(200): report.say('x' * 1000); time.sleep(0.001)\n"
+        "print_table('t', {'coarse/loss': 1.0} | {f'coarse/{n}': 0.5 for n in ('top_1_accuracy', 'top_5_accuracy', "
+        "'mean_per_class_accuracy', 'calibration_error')})\n"
+        "print('the end', file=sys.stderr)"
+    )
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).resolve().parents[2],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    os.read(reader, 10)
+    os.close(reader)
+    assert process.communicate(timeout=60)[1].splitlines()[-1:] == ["the end"] and process.returncode == 0
 
 
 def test_one_trainer_a_run(tmp_path):
