@@ -144,9 +144,9 @@ Build = Callable[[], tuple[Callable[[], Any], float | None]]  # -> (a call to ti
 
 def implementations(case: Case, mode: str) -> Iterator[tuple[str, Build]]:
     """Each by name, not built yet."""
-    for method in ("auto", "gather", "matmul"):
-        ours = partial(crop_and_resize, output_size=case.outputs, antialias=case.antialias, method=method)
-        yield f"ours, {method}", partial(in_jax, ours, case, mode)
+    for way in ("auto", "gather", "matmul"):
+        ours = partial(crop_and_resize, output_size=case.outputs, antialias=case.antialias, implementation=way)
+        yield f"ours, {way}", partial(in_jax, ours, case, mode)
     single = partial(by_scale_and_translate, size=case.outputs, antialias=case.antialias)
     yield "jax.image.scale_and_translate", partial(in_jax, jax.vmap(single), case, mode)
     if not case.antialias:
