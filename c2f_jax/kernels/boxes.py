@@ -112,8 +112,8 @@ def invert(boxes: jax.Array) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> invert(jnp.array([0.0, 0.5, 0.5, 1.0])).tolist()
-        [0.0, -1.0, 2.0, 1.0]
+        >>> invert(jnp.array([0.25, 0.5, 0.75, 1.0])).tolist()
+        [-0.5, -1.0, 1.5, 1.0]
     """
     start, extent = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
     extent = jnp.where(jnp.abs(extent) < 1e-6, jnp.where(extent < 0, -1e-6, 1e-6).astype(extent.dtype), extent)
