@@ -276,7 +276,8 @@ def _spread_by_product(image, rows, columns):
         return _columns_by_product(product(rows, image), None, columns, product=product)
 
     def transpose(cotangent):
-        return spread(_product, rows.T, columns.T, cotangent)
+        # Columns first, as the transpose of gathering has it: a box that is not finite makes weights that are not.
+        return _product(rows.T, _columns_by_product(cotangent, None, columns.T))
 
     image = image.astype(rows.dtype)
     plain, safe = partial(spread, _dot, rows, columns), partial(spread, _product, rows, columns)
