@@ -155,7 +155,7 @@ def _change(way, image, box):
 # --- What both are made of. ---
 
 
-def linear(plain, safe, transpose, image, shape):
+def linear(plain, safe, transpose, image, shape, weights):
     """safe(image) of that shape, linear to JAX: `transpose` is its transpose, `plain` has its other derivatives.
 
     `plain` is the same function without the care for what is not finite, which JAX can not see to be linear, or whose
@@ -163,8 +163,11 @@ def linear(plain, safe, transpose, image, shape):
     (image, 0) for v = out: a solver is the one linear operation for which JAX takes code for value and transpose.
     """
 
+    # 1, but a function of all weights: where one of them moves, JAX asks that the whole system does.
+    one = jnp.where(False, sum(weight[0, 0] for weight in weights), 1.0)
+
     def system(unknown):
-        return unknown[0], unknown[1] - plain(unknown[0])
+        return one * unknown[0], one * unknown[1] - plain(unknown[0])
 
     def solve(_, known):
         return known[0], known[1] + safe(known[0])
@@ -215,7 +218,8 @@ def _spread_by_rows(image, rows, columns):
         return jax.linear_transpose(safe, image)(cotangent)[0]
 
     image = image.astype(rows[1].dtype)
-    return linear(plain, safe, transpose, image, (rows[0].shape[1], columns[0].shape[1], image.shape[2]))
+    shape = (rows[0].shape[1], columns[0].shape[1], image.shape[2])
+    return linear(plain, safe, transpose, image, shape, (rows[1], columns[1]))
 
 
 def _merged_taps(at, axis):
@@ -281,7 +285,8 @@ def _spread_by_product(image, rows, columns):
 
     image = image.astype(rows.dtype)
     plain, safe = partial(spread, _dot, rows, columns), partial(spread, _product, rows, columns)
-    return linear(plain, safe, transpose, image, (rows.shape[0], columns.shape[0], image.shape[2]))
+    shape = (rows.shape[0], columns.shape[0], image.shape[2])
+    return linear(plain, safe, transpose, image, shape, (rows, columns))
 
 
 MATMUL = Way(_rows_by_product, _columns_by_product, _spread_by_product, _dense_taps, in_turn=False)
