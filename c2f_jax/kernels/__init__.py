@@ -1,4 +1,4 @@
-"""Pure functions on arrays, differentiable, that need JAX alone: the crop, box arithmetic and attention pooling.
+"""Pure functions on arrays, differentiable, that need JAX alone: crop, RoIAlign, box arithmetic, attention pooling.
 
 Conventions, the same everywhere:
 
@@ -18,30 +18,46 @@ from c2f_jax.kernels.attention import (
 )
 from c2f_jax.kernels.boxes import (
     area,
+    box_iou,
     compose,
     contains,
     flip_horizontal,
+    from_aligned_corners,
+    from_pixels,
+    from_xyxy,
+    giou_loss,
+    invert,
     iou,
     ordered,
     region_distribution,
     soft_box,
     threshold_box,
 )
-from c2f_jax.kernels.crop import crop_and_resize
+from c2f_jax.kernels.crop import crop_and_resize, outside_mask, paste
+from c2f_jax.kernels.roi_align import roi_align
 
 __all__ = [
     "area",
     "bilinear_attention_pooling",
+    "box_iou",
     "center_loss",
     "compose",
     "contains",
     "crop_and_resize",
     "drop_mask",
     "flip_horizontal",
+    "from_aligned_corners",
+    "from_pixels",
+    "from_xyxy",
+    "giou_loss",
+    "invert",
     "iou",
     "ordered",
+    "outside_mask",
+    "paste",
     "region_distribution",
     "resize_maps",
+    "roi_align",
     "sample_attention_map",
     "soft_box",
     "threshold_box",

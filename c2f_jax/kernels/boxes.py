@@ -4,8 +4,69 @@ Boxes are ``[..., 4]``: ``[ymin, xmin, ymax, xmax]``, fractions of the image at 
 ``xmin > xmax`` is a mirrored view of the same place.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+
+# --- From other conventions. ---
+
+
+def from_xyxy(boxes: jax.Array) -> jax.Array:
+    """[xmin, ymin, xmax, ymax] (torchvision's, COCO's corners) as [ymin, xmin, ymax, xmax], and back. [..., 4]."""
+    return jnp.stack([boxes[..., 1], boxes[..., 0], boxes[..., 3], boxes[..., 2]], axis=-1)
+
+
+def from_pixels(boxes: jax.Array, image_size: Sequence[int]) -> jax.Array:
+    """Boxes in pixels, measured at pixel edges, as fractions of the image.
+
+    Args:
+        boxes: [..., 4]: [ymin, xmin, ymax, xmax]; the whole image is [0, 0, H, W].
+        image_size: (H, W).
+
+    Returns:
+        [..., 4] in float32 or wider.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from_pixels(from_xyxy(jnp.array([64, 0, 128, 50])), (100, 128)).tolist()
+        [0.0, 0.5, 0.5, 1.0]
+    """
+    height, width = image_size
+    boxes = boxes.astype(jnp.float64 if boxes.dtype == jnp.float64 else jnp.float32)
+    return boxes / jnp.array([height, width, height, width], boxes.dtype)
+
+
+def from_aligned_corners(boxes: jax.Array, image_size: Sequence[int], output_size: Sequence[int]) -> jax.Array:
+    """Boxes whose corners are the centres of the crop's corner pixels: TensorFlow's and kornia's.
+
+    `tf.image.crop_and_resize` takes such fractions of (size - 1); kornia's corners are in pixels, so divide them by
+    (size - 1). Between samples both then agree with `crop_and_resize` here; beyond the image each has its own rule.
+
+    Args:
+        boxes: [..., 4]: [ymin, xmin, ymax, xmax], 0 and 1 at the centres of the first and the last pixel.
+        image_size: (H, W).
+        output_size: (height, width) of the crop that is going to be made. A side of 1 looks at the box's middle.
+
+    Returns:
+        [..., 4] in float32 or wider: fractions at pixel edges.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from_aligned_corners(jnp.array([0.0, 0.0, 1.0, 1.0]), (4, 4), (4, 4)).tolist()
+        [0.0, 0.0, 1.0, 1.0]
+    """
+    boxes = boxes.astype(jnp.float64 if boxes.dtype == jnp.float64 else jnp.float32)
+    sides = []
+    for axis, (pixels, outputs) in enumerate(zip(image_size, output_size, strict=True)):
+        start, end = ((boxes[..., i] * float(pixels - 1) + 0.5) / pixels for i in (axis, axis + 2))
+        half_step = 0.5 * (end - start) / (outputs - 1) if outputs > 1 else jnp.zeros_like(start)
+        sides.append((start - half_step, end + half_step))
+    (ymin, ymax), (xmin, xmax) = sides
+    return jnp.stack([ymin, xmin, ymax, xmax], axis=-1)
+
+
+# --- Arithmetic. ---
 
 
 def ordered(boxes: jax.Array) -> jax.Array:
@@ -40,6 +101,25 @@ def compose(outer: jax.Array, inner: jax.Array) -> jax.Array:
     return jnp.concatenate([start + inner[..., :2] * extent, start + inner[..., 2:] * extent], axis=-1)
 
 
+def invert(boxes: jax.Array) -> jax.Array:
+    """The image's place in the view that a box cuts out of it: ``compose(box, invert(box))`` is the whole image.
+
+    Args:
+        boxes: [..., 4]. A side of less than 1e-6 counts as one of 1e-6, so that the result is finite.
+
+    Returns:
+        [..., 4] in the view's coordinates.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> invert(jnp.array([0.25, 0.5, 0.75, 1.0])).tolist()
+        [-0.5, -1.0, 1.5, 1.0]
+    """
+    start, extent = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
+    extent = jnp.where(jnp.abs(extent) < 1e-6, jnp.where(extent < 0, -1e-6, 1e-6).astype(extent.dtype), extent)
+    return jnp.concatenate([-start / extent, (1.0 - start) / extent], axis=-1)
+
+
 def area(boxes: jax.Array) -> jax.Array:
     """Area as a fraction of the image's, whatever the orientation. [..., 4] -> [...]."""
     extent = jnp.abs(boxes[..., 2:] - boxes[..., :2])
@@ -54,6 +134,41 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
     intersection = sides[..., 0] * sides[..., 1]
     union = area(a) + area(b) - intersection
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1.0), 0.0)
+
+
+def box_iou(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`iou` of all pairs. [..., N, 4], [..., M, 4] -> [..., N, M]."""
+    return iou(a[..., :, None, :], b[..., None, :, :])
+
+
+def giou_loss(a: jax.Array, b: jax.Array) -> jax.Array:
+    """1 - GIoU, in [0, 2]: it pulls boxes towards each other that do not meet yet, where IoU has no gradient.
+
+    GIoU is the IoU, less the share of the smallest box around both that neither covers. Orientation does not count;
+    boxes without area are finite, and so are their gradients.
+
+    Args:
+        a, b: [..., 4].
+
+    Returns:
+        [...]; 0 where both are the same box.
+
+    References:
+        Rezatofighi et al., Generalized Intersection over Union, arXiv:1902.09630.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> giou_loss(jnp.array([0.0, 0.0, 0.5, 1.0]), jnp.array([0.5, 0.0, 1.0, 1.0])).item()
+        1.0
+    """
+    a, b = ordered(a), ordered(b)
+    start, end = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
+    sides = jnp.maximum(end - start, 0.0)
+    union = area(a) + area(b) - sides[..., 0] * sides[..., 1]
+    around = jnp.maximum(a[..., 2:], b[..., 2:]) - jnp.minimum(a[..., :2], b[..., :2])
+    hull = around[..., 0] * around[..., 1]
+    empty = jnp.where(hull > 0, (hull - union) / jnp.where(hull > 0, hull, 1.0), 0.0)
+    return 1.0 - iou(a, b) + empty
 
 
 def contains(boxes: jax.Array, points: jax.Array) -> jax.Array:
