@@ -122,9 +122,7 @@ def _moved(way, images, taps, y_moves, x_moves, rows):
         return part(lambda a: a, fixed, dots)
 
     def turn(start):
-        # Touched before the tangents are: up to jax 0.9 a loop is transposed only if what is linear comes last in it.
-        first = jax.tree.map(lambda a: jnp.squeeze(a[None], 0), fixed)
-        return part(lambda a: lax.dynamic_slice_in_dim(a, start, rows, axis=-1), first, dots)
+        return part(lambda a: lax.dynamic_slice_in_dim(a, start, rows, axis=-1), fixed, dots)
 
     turns = lax.map(turn, jnp.arange(0, whole, rows))  # [turns, B, K, rows, w, C]
     out = jnp.moveaxis(turns, 0, 2)
@@ -232,7 +230,8 @@ def _merged_taps(at, axis):
 
 
 GATHER = Way(partial(_gathered, axis=0), partial(_gathered, axis=1), _spread_by_rows, _merged_taps, in_turn=False)
-GATHER_ON_CPU = GATHER._replace(in_turn=True)
+# Before jax 0.10 a loop is not transposed in what it closes over, in the order that this one does.
+GATHER_ON_CPU = GATHER._replace(in_turn=jax.__version_info__ >= (0, 10))
 
 
 # --- By a matrix per axis; for hardware where products are cheap and gathers are not. ---
