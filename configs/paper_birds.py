@@ -30,7 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 8e-3
     config.optimizer.weight_decay = 1e-2
     config.optimizer.warmup_epochs = 0.5
-    config.train.batch_size = 64
+    # The bars are learned late and of a sudden: by 64, with half as many steps, seed 0 once ended before it (49.7 %).
+    config.train.batch_size = 32
     config.train.eval_batch_size = 128
     config.train.eval_every_epochs = 2.0
     return config
