@@ -1,4 +1,4 @@
-"""Pure functions on arrays, differentiable, that need JAX alone: crop, RoIAlign, box arithmetic, attention pooling.
+"""Pure functions on arrays, differentiable, that need JAX alone: the crop, box arithmetic and attention pooling.
 
 Conventions, the same everywhere:
 
@@ -33,8 +33,7 @@ from c2f_jax.kernels.boxes import (
     soft_box,
     threshold_box,
 )
-from c2f_jax.kernels.crop import crop_and_resize, outside_mask, paste
-from c2f_jax.kernels.roi_align import roi_align
+from c2f_jax.kernels.crop import crop_and_resize
 
 __all__ = [
     "area",
@@ -53,11 +52,8 @@ __all__ = [
     "invert",
     "iou",
     "ordered",
-    "outside_mask",
-    "paste",
     "region_distribution",
     "resize_maps",
-    "roi_align",
     "sample_attention_map",
     "soft_box",
     "threshold_box",
