@@ -207,8 +207,9 @@ def test_a_worker_that_hangs_is_stopped(tmp_path, monkeypatch):
     setting = Setting("correct", "now", str(tmp_path / "lines.jsonl"), time.time() + 0.5, True)
     began = time.time()
     program.run_section(setting, tmp_path / "log.txt")
-    (end,) = lines.read(setting.path)
-    assert time.time() - began < 5.0 and (end["status"], end["unit"]) == ("stopped", "(all)")
+    # Stopped before it had told what it would do, or, where a process starts quickly, at its first unit.
+    (end,) = (line for line in lines.read(setting.path) if line["kind"] == "end")
+    assert time.time() - began < 5.0 and end["status"] == "stopped" and end["unit"] in ("(all)", "imports")
 
 
 # --- Comparisons. ---

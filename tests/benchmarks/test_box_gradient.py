@@ -36,7 +36,7 @@ def test_promises_and_findings_by_hand():
 @pytest.mark.slow
 def test_a_short_step_goes_as_promised(finished, monkeypatch):
     monkeypatch.setattr(box_gradient, "PIXELS", (0.01,))
-    monkeypatch.setattr(box_gradient, "SHARES", (0.001, 1.0))
+    monkeypatch.setattr(box_gradient, "SHARES", (0.0002, 1.0))
     workdir, results = finished
     run = build(tiny_config())
     *short, all_the_way = box_gradient.measure(run, workdir, "test", 21)
