@@ -100,6 +100,23 @@ def open_mpi(number):
     return {**told, "OMPI_COMM_WORLD_RANK": str(number), "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
 
 
+def run_two(cluster, command, second):
+    """`command` in two processes that meet as `cluster` tells them, the second with a word more."""
+    started = [
+        subprocess.Popen(
+            [*command, second] if number and second else command,
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **cluster(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    said = [process.communicate(timeout=200) for process in started]
+    return [process.returncode for process in started], *said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("cluster", "second", "line"),
@@ -112,19 +129,8 @@ def test_processes_that_do_not_belong_together(tmp_path, cluster, second, line):
     """Told once, by process 0; both end alike, and leave nothing. They meet as a cluster tells them."""
     command = [sys.executable, "launch.py", "--multiprocess", f"--workdir={tmp_path / 'run'}"]
     command += ["--config.method=baseline", "--config.model.view_size=32", "--config.dataset.train_size=89"]
-    started = [
-        subprocess.Popen(
-            [*command, second.format(tmp=tmp_path)] if number else command,
-            cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **cluster(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in (0, 1)
-    ]
-    (out, err), (other_out, other_err) = (process.communicate(timeout=200) for process in started)
-    assert [process.returncode for process in started] == [2, 2], err + other_err
+    codes, (out, err), (other_out, other_err) = run_two(cluster, command, second.format(tmp=tmp_path))
+    assert codes == [2, 2], err + other_err
     assert line.format(tmp=tmp_path) in err and len(err.splitlines()) == 1
     assert out == other_out == other_err == ""
     assert not (tmp_path / "run").exists() and not (tmp_path / "other").exists()
@@ -141,20 +147,9 @@ def test_an_evaluation_by_two(tmp_path, second):
         (tmp_path / name / "config.json").write_text(json.dumps(layout["config"]))
     (tmp_path / "other" / "checkpoints" / "10").rename(tmp_path / "other" / "checkpoints" / "9")
     command = [sys.executable, "launch.py", "--mode=eval", "--multiprocess", f"--workdir={tmp_path / 'run'}"]
-    started = [
-        subprocess.Popen(
-            [*command, second.format(tmp=tmp_path)] if number and second else command,
-            cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **slurm(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in (0, 1)
-    ]
-    (out, err), (other_out, other_err) = (process.communicate(timeout=200) for process in started)
+    codes, (out, err), (other_out, other_err) = run_two(slurm, command, second and second.format(tmp=tmp_path))
     assert other_out == other_err == ""
-    assert [process.returncode for process in started] == ([2, 2] if second else [0, 0]), err
+    assert codes == ([2, 2] if second else [0, 0]), err
     if second is None:
         assert f"{layout['figures']['coarse/loss']:.4f}" in out and "step 10" in out
     else:
