@@ -122,8 +122,8 @@ def by_first(do: Callable[[], Value]) -> Value | None:
 
 
 def told_by_first(do: Callable[[], str]) -> str:
-    """The short text that `do` returns in process 0, in all processes."""
-    return _texts(do() if is_first() else "")[0]
+    """The short text that `do` returns in process 0, in all processes; and its UserError likewise."""
+    return _texts(by_first(do) or "")[0]
 
 
 def check_same(what: str, value: object) -> None:
