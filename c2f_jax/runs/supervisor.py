@@ -28,6 +28,15 @@ OF_COORDINATION = (b"JAX distributed service", b"coordination")
 def supervise() -> int:
     """Starts this very program again as the child that does the work; returns the exit code when that has ended."""
     ours, its = socket.socketpair()
+    # A signal that comes before the child is there is handed down when it is: nothing ends this parent alone.
+    early: list[int] = []
+    child: subprocess.Popen[bytes] | None = None
+
+    def hand_down(number: int, _: object) -> None:
+        early.append(number) if child is None else child.send_signal(number)
+
+    signal.signal(signal.SIGINT, hand_down)
+    signal.signal(signal.SIGTERM, hand_down)
     child = subprocess.Popen(
         sys.orig_argv,
         env=_environment(its.fileno()),
@@ -38,8 +47,8 @@ def supervise() -> int:
         start_new_session=True,
     )
     its.close()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: child.send_signal(number))
+    for number in early:
+        child.send_signal(number)
     last_words: list[bytes] = []
     assert child.stderr is not None
     reader = threading.Thread(target=_pass_on, args=(child.stderr, last_words), daemon=True)
