@@ -16,7 +16,7 @@ from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
 from c2f_jax.evaluation.metrics import Sums, finalise, merge
-from c2f_jax.kernels import area, contains, iou
+from c2f_jax.kernels import area, compose, contains, invert, iou
 from c2f_jax.models.two_looks import (
     Look,
     Region,
@@ -189,7 +189,7 @@ def look_untrained(task: Task, params: Any, batch_stats: Any, batch: dict[str, j
         params,
         batch_stats,
         batch["image"],
-        central_boxes(task.test_side * task.unit_sides(batch)),
+        central_boxes(jnp.full((len(batch["image"]), 2), task.test_side)),
         region=None,
         view_size=task.view_size,
         prepare=task.normalise,
@@ -270,8 +270,8 @@ def look_at_object(
 
 def object_boxes(task: Task, batch: dict[str, jax.Array]) -> jax.Array:
     """The annotated boxes [B, 4] in the coordinates of the coarse view in tests."""
-    low, high = jnp.split(central_boxes(task.test_side * task.unit_sides(batch)), 2, axis=-1)
-    return (batch["box"] - jnp.tile(low, 2)) / jnp.tile(high - low, 2)
+    view = compose(batch["window"], central_boxes(jnp.full((len(batch["image"]), 2), task.test_side)))
+    return compose(invert(view), batch["box"])
 
 
 def measure(batches: Iterable[dict[str, jax.Array]], step: Any) -> Part:

@@ -101,9 +101,9 @@ def trainer(config: Any, raw: np.ndarray, labels: np.ndarray, *, num_classes: in
     step = jax.jit(partial(steps.train_step, task=task, stage=stage, seed=0), donate_argnums=0)
     batch = {
         "image": raw,
-        "square": np.ones((len(raw), 2), np.float32),
+        "place": np.random.default_rng(0).random((len(raw), 2), np.float32),
         "label": labels,
-        "index": np.arange(len(raw), dtype=np.int32),
+        "row": np.arange(len(raw), dtype=np.int32),
     }
     return Trainer(task, step, state, batch)
 

@@ -278,9 +278,9 @@ def training(config: Any, raw_size: int, view_size: int, batch_size: int, stage_
     """One step of a stage from the first parameters: jit and pmap, in full precision and as shipped; bfloat16."""
     config = with_sizes(config, raw_size, view_size, batch_size)
     source = PaperBirds("train", size=8 * config.train.batch_size)
-    settings = {"batch_size": config.train.batch_size, "raw_size": raw_size, "seed": 0, "start": STEP}
+    settings = {"batch_size": config.train.batch_size, "raw": build.raw_images(config), "seed": 0, "start": STEP}
     batch = next(pipeline.training_batches(source, **settings, process=0, processes=1))
-    batch = {name: batch[name] for name in ("image", "square", "label", "index")}
+    batch = {name: batch[name] for name in ("image", "place", "label", "row")}
     # Drawn birds are flat, and so is white that colour changes clip: in flat places all numbers of a max-pool's window
     # are equal, and rounding chooses which of them gets the gradient. Photos are grainy.
     grain = np.random.default_rng(0).integers(0, 64, batch["image"].shape, np.uint8)

@@ -21,6 +21,7 @@ from benchmarks import timing
 from benchmarks.accelerator.common import Line, Setting, Unit, in_turn, number, one_line
 from benchmarks.accelerator.rehearsal import shorten_backbones
 from c2f_jax.data import pipeline
+from c2f_jax.data.raw import Raw
 from configs import cub, cub50_lite0
 
 torch = steps.torch
@@ -185,13 +186,14 @@ def host_input(setting: Setting) -> Iterator[Line]:
         return
     config = cub.get_config()
     config.dataset.path = setting.data
-    raw_size = 64 if setting.rehearse else config.dataset.raw_size
+    raw = Raw(64 if setting.rehearse else config.dataset.raw_size, config.augment.keep_aspect)
     from c2f_jax.data.builders import cub200_2011
 
     source, _, _ = cub200_2011.load(setting.data, cache_dir=config.dataset.cache_dir)
     batch_size = config.train.batch_size
-    for name, kept in (("decoded", source), ("from memory", pipeline.InMemory(source, raw_size))):
-        settings = {"batch_size": batch_size, "raw_size": raw_size, "seed": 0, "start": 0}
+    in_memory = pipeline.InMemory(source, raw, pipeline.Memory(mib=1 << 20))
+    for name, kept in (("decoded", source), ("from memory", in_memory)):
+        settings = {"batch_size": batch_size, "raw": raw, "seed": 0, "start": 0}
         batches = pipeline.training_batches(kept, **settings, process=0, processes=1)
         count = 4 if setting.rehearse else 24
         # From memory: an epoch before, which fills it. Threads read ahead, so those batches count as well.
@@ -204,7 +206,7 @@ def host_input(setting: Setting) -> Iterator[Line]:
         seconds = time.perf_counter() - began
         yield {
             "case": f"host input, {name}",
-            "raw_size": raw_size,
+            "raw_size": raw.size,
             "batch": batch_size,
             "images_per_second": number(count * batch_size / seconds),
             "host_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -64,7 +64,7 @@ _GRAIN = np.random.default_rng(0).normal(0.0, 2.0, (2 * RAW_SIZE, 2 * RAW_SIZE))
 
 
 class PaperBirds:
-    """A random-access source of paper birds; each image is drawn at its first use and kept (108 KiB)."""
+    """A random-access source of paper birds, drawn when they are asked for."""
 
     def __init__(self, split: str, *, size: int | None = None, seed: int = 0):
         """`split` "train" or "test"; `size` how many (4096 and 1024 by default); `seed` of all that is drawn."""
@@ -73,7 +73,6 @@ class PaperBirds:
         self._size = size or (TRAIN_SIZE if split == "train" else TEST_SIZE)
         self._offset = TEST_OFFSET if split == "test" else 0
         self._seed = seed
-        self._drawn: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return self._size
@@ -81,9 +80,7 @@ class PaperBirds:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self._size:
             raise IndexError(index)
-        if index not in self._drawn:
-            self._drawn[index] = {**render(self._seed, self._offset + index), "index": index}
-        return self._drawn[index]
+        return {**render(self._seed, self._offset + index), "index": index}
 
 
 def render(seed: int, index: int, *, label: int | None = None) -> dict[str, Any]:

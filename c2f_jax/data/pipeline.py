@@ -4,15 +4,17 @@ The order is a pure function of (seed, step): the batch of step t can be had wit
 checkpoint needs no position of the data, and any number of processes can resume it.
 """
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from PIL import Image
 
 from c2f_jax.data.images import UnreadableImage, decode
+from c2f_jax.data.raw import MIDDLE, Raw
 from c2f_jax.data.sources import Source
 
 Batch = dict[str, np.ndarray]
@@ -24,54 +26,66 @@ DTYPES = {
     "parts": np.float32,
     "part_visible": np.float32,
 }
+READ_AHEAD = 256 << 20  # bytes of batches, but never less than two batches
 
 
-def square_sides(height: int, width: int) -> np.ndarray:
-    """(height, width) of the largest square of pixels in an image, as fractions of the image's sides; float32 [2]."""
-    return min(height, width) / np.array([height, width], np.float32)
+def _to_arrays(example: dict[str, Any], raw: Raw, place: np.ndarray) -> dict[str, np.ndarray]:
+    known = {name: np.asarray(example[name], dtype) for name, dtype in DTYPES.items() if name in example}
+    return raw.cut(np.asarray(example["image"]), place) | known
 
 
-def _resize(image: np.ndarray, raw_size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> [R, R, 3]; each side is scaled on its own, as in WS-DAN: fractions of the image stay true."""
-    if image.shape[:2] == (raw_size, raw_size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((raw_size, raw_size), Image.Resampling.BILINEAR))
+class Memory:
+    """Host memory for photos, shared by the sources that keep them; it is not given back."""
 
+    def __init__(self, mib: int):
+        self._left, self._lock = mib << 20, threading.Lock()
 
-def _to_arrays(example: dict[str, Any], raw_size: int) -> dict[str, np.ndarray]:
-    image = np.asarray(example["image"])
-    arrays = {"image": _resize(image, raw_size), "square": square_sides(*image.shape[:2])}
-    return arrays | {name: np.asarray(example[name], dtype) for name, dtype in DTYPES.items() if name in example}
+    def take(self, size: int) -> bool:
+        """Whether there are `size` bytes left; they are then taken."""
+        with self._lock:
+            fits = size <= self._left
+            self._left -= size if fits else 0
+        return fits
 
 
 class InMemory:
-    """A source of examples as arrays of one size, decoded when they are first asked for and kept.
+    """A source whose photos are decoded and scaled when they are first asked for, and kept while there is `memory`.
 
-    An epoch takes a different order, not different images: decoding and resizing them each time costs a laptop a tenth
+    An epoch takes a different order, not different photos: decoding and scaling them each time costs a laptop a tenth
     of its training speed.
     """
 
-    def __init__(self, source: Source, raw_size: int):
-        self._source, self._raw_size = source, raw_size
-        self._kept: dict[int, dict[str, np.ndarray]] = {}
+    def __init__(self, source: Source, raw: Raw, memory: Memory):
+        self._source, self._raw, self._memory = source, raw, memory
+        self._kept: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        # Two threads may decode the same image at the same time; they decode the same.
-        if index not in self._kept:
-            self._kept[index] = _to_arrays(self._source[index], self._raw_size)
-        return self._kept[index]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        example = self._source[index]
+        example = example | {"image": self._raw.scale(np.asarray(example["image"]))}
+        # Two threads may meet at a photo and both take memory for it: that is so much less to keep, not more.
+        if self._memory.take(example["image"].nbytes):
+            self._kept[index] = example
+        return example
 
 
-def in_memory(source: Source, *, raw_size: int, limit_mib: int) -> Source:
-    """`source`, kept in memory once it is decoded if all of it takes no more than `limit_mib`."""
-    return InMemory(source, raw_size) if len(source) * 3 * raw_size**2 <= limit_mib << 20 else source
+def _read_options(batch_bytes: int) -> grain.ReadOptions:
+    """One thread per core, as far as batches read ahead take no more than `READ_AHEAD`."""
+    ahead = max(2, min(8, READ_AHEAD // max(1, batch_bytes)))
+    return grain.ReadOptions(num_threads=min(_cores(), ahead), prefetch_buffer_size=ahead)
+
+
+def _cores() -> int:
+    """Cores that this process may use: of a container or a SLURM step often fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def training_batches(
-    source: Source, *, batch_size: int, raw_size: int, seed: int, start: int, process: int, processes: int
+    source: Source, *, batch_size: int, raw: Raw, seed: int, start: int, process: int, processes: int
 ) -> Iterator[Batch]:
     """This process's share of the batches of steps `start`, start + 1, ..., without end.
 
@@ -81,59 +95,69 @@ def training_batches(
     Args:
         source: the training examples.
         batch_size: of the global batch; `processes` divides it.
-        raw_size: R; images of other sizes are resized.
-        seed: of the permutations.
+        raw: how photos become raw images.
+        seed: of the permutations and places.
         start: the first step wanted.
         process, processes: which share, of how many.
 
     Yields:
-        `image` uint8 [b, R, R, 3], `square` float32 [b, 2] (see `square_sides`), `label`, `index` int32 [b], and `box`,
-        `parts`, `part_visible` float32 where known.
+        `image` uint8 [b, R, R, 3]; `place` float32 [b, 2], (y, x) drawn uniformly from 0 to 1: where a view is to lie
+        between the first and the last place it can take in the photo, which is where the raw image lies between its
+        own; `window` float32 [b, 4], the raw image in the photo; `row` int32 [b], its place in the global batch;
+        `label`, `index` int32 [b], and `box`, `parts`, `part_visible` float32 of the photo where known.
     """
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    shares = dataset.map(lambda example: _to_arrays(example, raw_size)).batch(
-        batch_size // processes, drop_remainder=True
-    )
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    return iter(shares[process::processes][start:].to_iter_dataset(options))
+
+    def arrays(position: int, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        # By the position in the whole order, so that whoever reads it draws the same.
+        place = np.random.default_rng((seed, position)).random(2, np.float32)
+        row = {"place": place, "row": np.asarray(position % batch_size, np.int32)}
+        return _to_arrays(example, raw, place) | row
+
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map_with_index(arrays)
+    share = batch_size // processes
+    shares = dataset.batch(share, drop_remainder=True)[process::processes][start:]
+    return iter(shares.to_iter_dataset(_read_options(share * 3 * raw.size**2)))
 
 
-def evaluation_batches(
-    source: Source, *, batch_size: int, raw_size: int, process: int, processes: int
-) -> Iterator[Batch]:
-    """This process's share of every example once, in order; the last batch is filled up.
+def evaluation_batches(source: Source, *, batch_size: int, raw: Raw, process: int, processes: int) -> Iterator[Batch]:
+    """This process's share of every example once, in order, at the middle of its photo; the last batch is filled up.
 
-    `mask` float32 [b] is 1 for an example and 0 for filling. All processes get the same number of batches.
+    As of `training_batches`, without `place` and `row`; `mask` float32 [b] is 1 for an example and 0 for filling. All
+    processes get the same number of batches.
     """
     steps = -(-len(source) // batch_size)
 
-    def row(position: int) -> dict[str, np.ndarray]:
+    def arrays(position: int) -> dict[str, np.ndarray]:
         valid = position < len(source)
         # Beyond the end any example will do: it has the right shapes.
-        return _to_arrays(source[position if valid else 0], raw_size) | {"mask": np.asarray(valid, np.float32)}
+        return _to_arrays(source[position if valid else 0], raw, MIDDLE) | {"mask": np.asarray(valid, np.float32)}
 
-    shares = grain.MapDataset.range(steps * batch_size).map(row).batch(batch_size // processes)
-    return iter(shares[process::processes].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    share = batch_size // processes
+    shares = grain.MapDataset.range(steps * batch_size).map(arrays).batch(share)[process::processes]
+    return iter(shares.to_iter_dataset(_read_options(share * 3 * raw.size**2)))
 
 
 class ImageFile(NamedTuple):
-    """An image file: `image` uint8 [R, R, 3], and its own size in pixels; or None, 0, 0 and why it cannot be read."""
+    """An image file: `image` and `window` as of `Raw.cut` at its middle, and its own size in pixels; or None, None,
+    0, 0 and why it cannot be read."""
 
     image: np.ndarray | None
+    window: np.ndarray | None
     height: int
     width: int
     error: str | None
 
 
-def read_images(paths: Sequence[Path], *, raw_size: int) -> Iterator[ImageFile]:
-    """Files, read and resized by threads a little ahead of the reader, in order."""
+def read_images(paths: Sequence[Path], *, raw: Raw) -> Iterator[ImageFile]:
+    """Files, read and scaled by threads a little ahead of the reader, in order."""
 
     def read(path: Path) -> ImageFile:
         try:
             image = decode(path)
         except UnreadableImage as error:
-            return ImageFile(None, 0, 0, str(error))
-        return ImageFile(_resize(image, raw_size), image.shape[0], image.shape[1], None)
+            return ImageFile(None, None, 0, 0, str(error))
+        return ImageFile(**raw.cut(image), height=image.shape[0], width=image.shape[1], error=None)
 
-    options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
+    ahead = max(2, min(64, READ_AHEAD // (3 * raw.size**2)))
+    options = grain.ReadOptions(num_threads=min(2 * _cores(), ahead), prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(paths).map(read).to_iter_dataset(options))

@@ -22,13 +22,13 @@ def eval_step(task: Task, params: Any, batch_stats: dict[str, Any], batch: dict[
     Args:
         task: what is evaluated.
         params, batch_stats: of the train state.
-        batch: `image` uint8 [B, R, R, 3], `square` [B, 2], `label` [B], `mask` [B], and boxes and parts where known.
+        batch: `image` uint8 [B, R, R, 3], `window` [B, 4], `label` [B], `mask` [B], and boxes and parts where known.
     """
     return metric_sums(predict(task, params, batch_stats, batch), batch)
 
 
 def metric_sums(looks: dict[str, Look], batch: dict[str, jax.Array]) -> Sums:
-    """All metrics of the looks at a batch, as (sum, count) pairs; the batch as for `eval_step`."""
+    """All metrics of `steps.predict`'s looks at a batch, as (sum, count) pairs; the batch as for `eval_step`."""
     sums: dict[str, Any] = {}
     for view, values in log_probabilities(looks).items():
         for name, pair in classification_sums(values, batch["label"], batch["mask"]).items():

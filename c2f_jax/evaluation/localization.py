@@ -1,6 +1,6 @@
 """Where the fine view and the attention lie, against known boxes and parts.
 
-Positions, distances and areas are fractions of the raw image, whose axes are scaled each on its own.
+Positions, distances and areas are fractions of the photo, whose axes are scaled each on its own.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def localization_sums(boxes: jax.Array, views: jax.Array, batch: dict[str, jax.A
     """Metrics of the fine views' boxes, as (sum, count) pairs.
 
     Args:
-        boxes: the fine views, [B, 4] in raw coordinates.
+        boxes: the fine views, [B, 4] in the photo's coordinates.
         views: the coarse ones that they lie in, likewise.
         batch: `mask` [B]; where known `box` [B, 4], and `parts` [B, P, 2] (y, x) with `part_visible` [B, P].
 

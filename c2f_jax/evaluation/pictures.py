@@ -1,14 +1,16 @@
 """A sheet of images with what the model attended to, looked at again and said."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from c2f_jax.kernels import crop_and_resize, ordered
+from c2f_jax.kernels import compose, crop_and_resize, invert, ordered
 from c2f_jax.models.two_looks import Look, attention_over_image, log_probabilities
 
 Batch = Mapping[str, Any]  # arrays, of the host or a device
@@ -24,17 +26,20 @@ def save_sheet(
     *,
     columns: int = 2,
 ) -> None:
-    """Writes a PNG: each image with its boxes, the mean attention over it, the fine view, and the prediction.
+    """Writes a PNG: each raw image with its boxes, the mean attention over it, the fine view, and the prediction.
 
     Args:
         path: of the PNG.
-        predict: batch -> looks.
-        batch: `image` uint8 [B, R, R, 3], `square` [B, 2], `label` [B], `mask` [B], 0 for filling at the end; `box`
-            [B, 4] where known is drawn dashed.
+        predict: batch -> looks, as `steps.predict`.
+        batch: `image` uint8 [B, R, R, 3], `window` [B, 4], `label` [B], `mask` [B], 0 for filling at the end; `box`
+            [B, 4] of the photo, where known, is drawn dashed.
         class_names: by label.
         columns: images side by side.
     """
-    looks = predict(batch)
+    # What is drawn is the raw image: boxes of the photo in its coordinates.
+    in_raw = partial(compose, invert(jnp.asarray(batch["window"])))
+    looks = {name: seen._replace(box=in_raw(seen.box)) for name, seen in predict(batch).items()}
+    batch = {**batch, "box": in_raw(batch["box"])} if "box" in batch else batch
     scores = log_probabilities(looks)
     last = np.exp(scores["fused" if "fused" in scores else "coarse"])
     coarse_right = np.argmax(scores["coarse"], axis=-1)

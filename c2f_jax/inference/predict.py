@@ -85,16 +85,17 @@ class Model:
 
     def _predict(self, root: Path, names: Sequence[str]) -> Iterator[Prediction]:
         trained = self._trained
-        rows = pipeline.read_images([root / name for name in names], raw_size=trained.raw_size)
+        rows = pipeline.read_images([root / name for name in names], raw=trained.raw)
         for start in range(0, len(names), trained.batch_size):
             chunk = names[start : start + trained.batch_size]
             batch = [next(rows) for _ in chunk]
-            raw = np.zeros((trained.batch_size, trained.raw_size, trained.raw_size, 3), np.uint8)
-            square = np.ones((trained.batch_size, 2), np.float32)
+            size = trained.raw.size
+            image = np.zeros((trained.batch_size, size, size, 3), np.uint8)
+            window = np.tile(np.array([0, 0, 1, 1], np.float32), (trained.batch_size, 1))
             for i, row in enumerate(batch):
                 if row.image is not None:
-                    raw[i], square[i] = row.image, pipeline.square_sides(row.height, row.width)
-            arrays = parallel.shard_batch({"image": raw, "square": square}, trained.mesh)
+                    image[i], window[i] = row.image, row.window
+            arrays = parallel.shard_batch({"image": image, "window": window}, trained.mesh)
             said = jax.device_get(self._step(*self._variables, arrays))
             if not all(np.all(np.isfinite(said[view])) for view in self.views):
                 raise FloatingPointError("the model's probabilities are not numbers: its training went wrong")
@@ -138,9 +139,9 @@ def model_of_run(workdir: Path, config: Any) -> Model:
 def prediction_step(
     task: Task, params: Any, batch_stats: dict[str, Any], batch: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """Pure: `image` uint8 [B, R, R, 3] and `square` [B, 2] -> what is said of each image.
+    """Pure: `image` uint8 [B, R, R, 3] and `window` [B, 4] -> what is said of each image.
 
-    Probabilities [B, C] by view; where they exist `box` [B, 4], (ymin, xmin, ymax, xmax) in fractions of the image, and
+    Probabilities [B, C] by view; where they exist `box` [B, 4], (ymin, xmin, ymax, xmax) in fractions of the photo, and
     `attention` [B, HEAT_SIZE, HEAT_SIZE] as in `Prediction`.
     """
     looks = steps.predict(task, params, batch_stats, batch)

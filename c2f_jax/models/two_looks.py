@@ -21,7 +21,7 @@ class Look(NamedTuple):
     """One look at one view.
 
     Attributes:
-        box: oriented box in raw coordinates [B, 4].
+        box: oriented box [B, 4], in the coordinates of the raw image or (of `steps.predict`) of the photo.
         view: what the network saw [B, S, S, 3].
         logits: [B, C].
         out: the network's other outputs.
@@ -124,7 +124,8 @@ def two_looks(
 
 
 def attention_over_image(coarse: Look, size: int) -> jax.Array:
-    """The coarse look's mean attention over the whole image: [B, size, size], maximum about 1, 0 beyond its box."""
+    """The coarse look's mean attention over all that its box is a part of: [B, size, size], maximum about 1, 0 beyond
+    the box."""
     maps = coarse.out["attention_maps"].astype(jnp.float32)
     mean = jnp.mean(maps, axis=-1, keepdims=True)
     mean /= jnp.maximum(jnp.max(mean, axis=(1, 2), keepdims=True), 1e-9)

@@ -1,7 +1,7 @@
 """Config -> objects; the only place where the config is unpacked."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from c2f_jax.data import pipeline
+from c2f_jax.data.raw import Raw
 from c2f_jax.data.sources import Source, Splits, load
 from c2f_jax.errors import UserError
 from c2f_jax.models.attention_network import ATTENTION_INITS, BOX_GRADIENTS, AttentionNetwork, PooledNetwork
@@ -124,7 +125,6 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
         network=network,
         view_size=model.view_size,
         normalise=partial(augment.normalise, mean=tuple(config.augment.mean), std=tuple(config.augment.std)),
-        keep_aspect=config.augment.keep_aspect,
         random_boxes=partial(
             augment.random_boxes,
             min_side=config.augment.min_side,
@@ -276,11 +276,10 @@ class Run:
 
     def training_batches(self, start: int) -> Any:
         """Batches of steps `start`, start + 1, ... on the host."""
-        data = self.config.dataset
         return pipeline.training_batches(
-            pipeline.in_memory(self.splits.train, raw_size=data.raw_size, limit_mib=data.memory_mib),
+            self.splits.train,
             batch_size=self.config.train.batch_size,
-            raw_size=data.raw_size,
+            raw=raw_images(self.config),
             seed=self.config.seed,
             start=start,
             process=processes.index(),
@@ -330,12 +329,17 @@ def load_splits(config: Any) -> Splits:
     )
 
 
+def raw_images(config: Any) -> Raw:
+    """How photos become raw images."""
+    return Raw(config.dataset.raw_size, config.augment.keep_aspect)
+
+
 def evaluation_batches(config: Any, source: Source, mesh: jax.sharding.Mesh) -> Iterator[Any]:
     """Every example of `source` once, padded and masked, on the devices."""
     batches = pipeline.evaluation_batches(
         source,
         batch_size=parallel.fitting(config.train.eval_batch_size),
-        raw_size=config.dataset.raw_size,
+        raw=raw_images(config),
         process=processes.index(),
         processes=processes.count(),
     )
@@ -349,7 +353,12 @@ def build(config: Any) -> Run:
         UserError: if a field has a value that cannot be used, or data are missing.
     """
     check_training(config)
-    splits = load_splits(config)
+    splits, memory = load_splits(config), pipeline.Memory(config.dataset.memory_mib)
+    # What is seen again and again; training first.
+    train, validation = (
+        pipeline.InMemory(part, raw_images(config), memory) for part in (splits.train, splits.validation)
+    )
+    splits = replace(splits, train=train, validation=validation)
     mesh = parallel.make_mesh()
     backend = parallel.make_backend(config.parallel.backend, mesh)
     return Run(
@@ -368,14 +377,14 @@ class Trained:
 
     Attributes:
         task: the network and its input.
-        raw_size: R, the side in pixels that images are resized to.
+        raw: how photos become raw images.
         batch_size: images at a time.
         mesh: the devices.
         abstract_model: shapes, dtypes and places of its `params` and `batch_stats`.
     """
 
     task: losses.Task
-    raw_size: int
+    raw: Raw
     batch_size: int
     mesh: jax.sharding.Mesh
     abstract_model: dict[str, Any]
@@ -391,7 +400,7 @@ def build_trained(config: Any, *, num_classes: int) -> Trained:
     task, mesh = make_task(config, num_classes=num_classes, axis_name=None), parallel.make_mesh()
     return Trained(
         task=task,
-        raw_size=config.dataset.raw_size,
+        raw=raw_images(config),
         batch_size=parallel.fitting(config.train.eval_batch_size),
         mesh=mesh,
         abstract_model=abstract_model(config, task, mesh),

@@ -19,7 +19,7 @@ from c2f_jax.errors import Interrupted, UserError
 from c2f_jax.evaluation.evaluate import eval_step, evaluate
 from c2f_jax.evaluation.pictures import save_sheet
 from c2f_jax.runs import parallel, processes
-from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits
+from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits, raw_images
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import TOKEN, check_class_names, check_workdir, claim_workdir, essential, locked, write_json
@@ -333,8 +333,8 @@ def _evaluator(run: Run, signal: Callable[[], int]) -> Any:
 def _draw_sheet(run: Run, state: TrainState, path: Path) -> None:
     """The first test images as a picture; by this process alone, on one device."""
     count = min(SHEET_IMAGES, len(run.splits.test))
-    source, size = Subset(run.splits.test, range(count)), run.config.dataset.raw_size
-    (batch,) = pipeline.evaluation_batches(source, batch_size=count, raw_size=size, process=0, processes=1)
+    source, raw = Subset(run.splits.test, range(count)), raw_images(run.config)
+    (batch,) = pipeline.evaluation_batches(source, batch_size=count, raw=raw, process=0, processes=1)
     # The weights are arguments: as constants they would make a program of their own size for each run.
     looks = partial(jax.jit(partial(predict, run.task)), *jax.device_get((state.params, state.batch_stats)))
     save_sheet(path, looks, batch, run.splits.class_names)

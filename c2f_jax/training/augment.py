@@ -1,6 +1,7 @@
 """Random views, on the device: boxes, mirrors and colour. Nothing here resamples; one crop makes each view.
 
-All randomness is keyed by (seed, step, example index), so a batch gets the same views on one device or on many.
+All randomness is keyed by (seed, step, row of the global batch), so a batch gets the same views on one device or on
+many, and an example that stands in it twice (the end of one epoch and the beginning of the next) gets two.
 """
 
 import jax
@@ -9,13 +10,13 @@ import jax.numpy as jnp
 from c2f_jax.kernels import flip_horizontal
 
 # Streams of one example's key.
-CROP, COLOUR, REGION = range(3)
+CROP, COLOUR, REGION, PLACE = range(4)
 
 
-def example_keys(seed: int, step: jax.Array, index: jax.Array) -> jax.Array:
-    """One key per example. seed: int; step: int scalar; index: position of each example in its split [B]. -> [B]."""
+def example_keys(seed: int, step: jax.Array, row: jax.Array) -> jax.Array:
+    """One key per example. seed: int; step: int scalar; row: place of each example in the global batch [B]. -> [B]."""
     step_key = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, index)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, row)
 
 
 def stream(keys: jax.Array, number: int) -> jax.Array:
@@ -23,28 +24,33 @@ def stream(keys: jax.Array, number: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
-def random_boxes(keys: jax.Array, square: jax.Array, *, min_side: float, max_side: float, flip: bool) -> jax.Array:
-    """Random boxes of one shape per image, mirrored with probability one half where `flip`.
+def random_boxes(keys: jax.Array, place: jax.Array, *, min_side: float, max_side: float, flip: bool) -> jax.Array:
+    """Random squares, mirrored with probability one half where `flip`.
 
     Args:
         keys: [B].
-        square: (height, width) of a box of side 1, as fractions of the image [B, 2]: 1 and 1, or those of the largest
-            square of its pixels.
-        min_side, max_side: sides are U(min_side, max_side) of `square`. WS-DAN's 448 of 512 px is 0.875 for both.
+        place: (y, x) [B, 2] from 0 to 1: where a square lies between the first and the last place it can take. Where
+            the image is a window of a longer photo and lies in it likewise, so does the square in the photo.
+        min_side, max_side: sides are U(min_side, max_side) of the image's. WS-DAN's 448 of 512 px is 0.875 for both.
         flip: mirror half of them (xmin > xmax).
 
     Returns:
         Oriented boxes [B, 4] in raw coordinates.
     """
 
-    def one(key: jax.Array, square: jax.Array) -> jax.Array:
-        side_key, place_key, flip_key = jax.random.split(key, 3)
-        sides = jax.random.uniform(side_key, minval=min_side, maxval=max_side) * square
-        corner = jax.random.uniform(place_key, (2,)) * (1.0 - sides)
-        box = jnp.concatenate([corner, corner + sides])
+    def one(key: jax.Array, place: jax.Array) -> jax.Array:
+        side_key, flip_key = jax.random.split(key)
+        side = jax.random.uniform(side_key, minval=min_side, maxval=max_side)
+        corner = place * (1.0 - side)
+        box = jnp.concatenate([corner, corner + side])
         return jnp.where(flip & jax.random.bernoulli(flip_key), flip_horizontal(box), box)
 
-    return jax.vmap(one)(stream(keys, CROP), square)
+    return jax.vmap(one)(stream(keys, CROP), place)
+
+
+def random_places(keys: jax.Array) -> jax.Array:
+    """Uniform places [B, 2] for `random_boxes`. keys [B]."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (2,)))(stream(keys, PLACE))
 
 
 def random_colour(

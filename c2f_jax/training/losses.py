@@ -30,29 +30,23 @@ class Task:
         network: maps a view to logits and outputs.
         view_size: S, in pixels.
         normalise: views with values 0..255 -> network input.
-        keep_aspect: whether coarse boxes are squares of the photo's pixels, or of its sides, which squeezes the photo.
-        random_boxes: (keys [B], sides [B, 2] of the largest box) -> coarse boxes [B, 4] of the training views.
+        random_boxes: (keys [B], places [B, 2]) -> coarse boxes [B, 4] of the training views.
         random_colour: (keys [B], views) -> views, or None for no colour changes.
         center_weight: lambda, on the centre loss.
         center_rate: beta, of the centres' update.
-        test_side: of the central coarse box in evaluation and prediction, a fraction of the largest.
+        test_side: of the central coarse box in evaluation and prediction, a fraction of the raw image's.
         test_region: rule for the second look in evaluation and prediction; None looks once.
     """
 
     network: nn.Module
     view_size: int
     normalise: Callable[[jax.Array], jax.Array]
-    keep_aspect: bool
     random_boxes: Callable[[jax.Array, jax.Array], jax.Array]
     random_colour: Callable[[jax.Array, jax.Array], jax.Array] | None
     center_weight: float
     center_rate: float
     test_side: float
     test_region: Region | None
-
-    def unit_sides(self, batch: Batch) -> jax.Array:
-        """Height and width [B, 2] of the largest coarse box, as fractions of the image."""
-        return batch["square"] if self.keep_aspect else jnp.ones_like(batch["square"])
 
 
 class Aux(NamedTuple):
@@ -86,7 +80,7 @@ def _look_twice(
         params,
         state.batch_stats,
         batch["image"],
-        task.random_boxes(keys, task.unit_sides(batch)),
+        task.random_boxes(keys, batch["place"]),
         region=region,
         view_size=task.view_size,
         prepare=prepare,
@@ -153,9 +147,9 @@ def taught_region(keys: jax.Array, out: dict[str, jax.Array]) -> jax.Array:
 def random_region(keys: jax.Array, out: dict[str, jax.Array], *, min_side: float, max_side: float) -> jax.Array:
     """Its control: random squares of the coarse view with sides U(min_side, max_side), keyed by example and step."""
     del out
-    square = jnp.ones((len(keys), 2))  # of the view
     region_keys = augment.stream(keys, augment.REGION)
-    return augment.random_boxes(region_keys, square, min_side=min_side, max_side=max_side, flip=False)
+    places = augment.random_places(region_keys)
+    return augment.random_boxes(region_keys, places, min_side=min_side, max_side=max_side, flip=False)
 
 
 def sampled_crop_region(keys: jax.Array, out: dict[str, jax.Array], *, size: int) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from c2f_jax.kernels import update_centers
+from c2f_jax.kernels import compose, update_centers
 from c2f_jax.models.two_looks import Look, central_boxes, two_looks
 from c2f_jax.training.augment import example_keys
 from c2f_jax.training.losses import Batch, Task
@@ -35,7 +35,7 @@ def _loss_and_gradients(
     state: TrainState, batch: Batch, *, task: Task, stage: Stage, seed: int
 ) -> tuple[Any, dict[str, jax.Array], Any, jax.Array | None]:
     """(gradients, metrics, batch statistics, pooled features) of a batch, all at once."""
-    keys = example_keys(seed, state.step, batch["index"])
+    keys = example_keys(seed, state.step, batch["row"])
     batch_size = batch["label"].shape[0]
     probes = _attention_probes(task, batch_size) if stage.probe else {}
 
@@ -86,10 +86,10 @@ def train_step(
 
     Args:
         state: before the step.
-        batch: `image` uint8 [B, R, R, 3], `square` float32 [B, 2], `label`, `index` int32 [B]; all of the global batch
-            under jit, a device's share of it under pmap.
+        batch: `image` uint8 [B, R, R, 3], `place` float32 [B, 2], `label`, `row` int32 [B], as of
+            `pipeline.training_batches`; all of the global batch under jit, a device's share of it under pmap.
         task, stage: what to optimise, and how.
-        seed: of all randomness, together with the step and each example's index.
+        seed: of all randomness, together with the step and each example's row.
         accumulate: in how many parts, one after the other, the batch is computed; its examples' order is kept, batch
             statistics are those of a part.
         axis_name: the device axis under pmap, None under jit.
@@ -122,21 +122,25 @@ def train_step(
 
 
 def predict(task: Task, params: Any, batch_stats: dict[str, Any], batch: Batch) -> dict[str, Look]:
-    """Both looks, the coarse one at the middle of each image, with running statistics.
+    """Both looks, the coarse one at the middle of each raw image, with running statistics.
 
     Args:
         task: what predicts.
         params, batch_stats: of the train state.
-        batch: `image` uint8 [B, R, R, 3] and `square` [B, 2].
+        batch: `image` uint8 [B, R, R, 3] and `window` [B, 4].
+
+    Returns:
+        As of `two_looks`, but with boxes in the photo's coordinates, in which annotations are.
     """
-    return two_looks(
+    looks = two_looks(
         task.network,
         params,
         batch_stats,
         batch["image"],
-        central_boxes(task.test_side * task.unit_sides(batch)),
+        central_boxes(jnp.full((len(batch["image"]), 2), task.test_side)),
         region=task.test_region,
         view_size=task.view_size,
         prepare=task.normalise,
         train=False,
     )
+    return {name: seen._replace(box=compose(batch["window"], seen.box)) for name, seen in looks.items()}

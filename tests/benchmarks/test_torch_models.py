@@ -112,7 +112,7 @@ class Pair:
         config.optimizer.clip_norm = math.inf  # PyTorch adds 1e-6 to the norm that it clips by
         config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
         task = build.make_task(config, num_classes=NUM_CLASSES, axis_name=None)
-        self.task = dataclasses.replace(task, random_boxes=lambda keys, square: jnp.asarray(BOXES))
+        self.task = dataclasses.replace(task, random_boxes=lambda keys, place: jnp.asarray(BOXES))
         self.stage = build.make_stages(config, train_size=10**9)[-1]  # its learning rate stays at the peak
         self.raw = np.random.default_rng(0).integers(0, 256, (len(LABELS), *2 * [RAW_SIZE[method]], 3), np.uint8)
 
@@ -140,8 +140,8 @@ class Pair:
 
     def ours(self, function):
         """A step of `c2f_jax.training.steps`, compiled: state -> its results."""
-        index = np.arange(len(LABELS), dtype=np.int32)
-        batch = {"image": self.raw, "square": np.ones((len(LABELS), 2)), "label": LABELS, "index": index}
+        row = np.arange(len(LABELS), dtype=np.int32)
+        batch = {"image": self.raw, "place": np.zeros((len(LABELS), 2)), "label": LABELS, "row": row}
         compiled = jit(partial(function, task=self.task, stage=self.stage, seed=0))
         return lambda state: compiled(state, batch)
 

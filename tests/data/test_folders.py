@@ -8,6 +8,7 @@ from PIL import Image
 
 from c2f_jax.data import folders
 from c2f_jax.data.pipeline import evaluation_batches, training_batches
+from c2f_jax.data.raw import Raw
 from c2f_jax.data.sources import load
 from c2f_jax.errors import UserError
 from configs import folder as config_of_folder
@@ -169,7 +170,7 @@ def test_a_file_that_goes_bad_later_is_named(tmp_path, read):
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match=f"{path} could be read at the start and now cannot"):
         train[3]
-    options = {"raw_size": 4, "process": 0, "processes": 1}
+    options = {"raw": Raw(4, keep_aspect=False), "process": 0, "processes": 1}
     for batches in (
         training_batches(train, batch_size=len(train), seed=0, start=0, **options),
         evaluation_batches(train, batch_size=4, **options),
@@ -180,11 +181,12 @@ def test_a_file_that_goes_bad_later_is_named(tmp_path, read):
 
 def test_batches_hold_numbers_only(tmp_path, read):
     train = read(tree(tmp_path / "photos", {"owl": 5, "wren": 5})).train
-    options = {"batch_size": 4, "raw_size": 16, "process": 0, "processes": 1}
+    options = {"batch_size": 4, "raw": Raw(16, keep_aspect=True), "process": 0, "processes": 1}
     batch = next(training_batches(train, seed=0, start=0, **options))
-    assert set(batch) == {"image", "square", "label", "index"} and batch["image"].shape == (4, 16, 16, 3)
+    assert set(batch) == {"image", "window", "place", "label", "index", "row"}
+    assert batch["image"].shape == (4, 16, 16, 3)
     batches = list(evaluation_batches(train, **{**options, "batch_size": 3}))
-    assert set(batches[0]) == {*batch, "mask"} and batches[0]["mask"].dtype == np.float32
+    assert {*batches[0], "place", "row"} == {*batch, "mask"} and batches[0]["mask"].dtype == np.float32
     assert [batch["mask"].tolist() for batch in batches] == [[1, 1, 1], [1, 1, 1], [1, 1, 0]]
 
 

@@ -4,9 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from c2f_jax.data.pipeline import evaluation_batches, in_memory, training_batches
+from c2f_jax.data.pipeline import InMemory, Memory, evaluation_batches, training_batches
+from c2f_jax.data.raw import Raw
 from c2f_jax.data.sources import Subset, load, split_indices
 from c2f_jax.errors import UserError
+from c2f_jax.training.augment import example_keys, random_boxes
+
+RAW = Raw(4, keep_aspect=False)
 
 
 class Numbers:
@@ -24,7 +28,7 @@ class Numbers:
 
 def train(start=0, process=0, processes=1, seed=0, size=10):
     return training_batches(
-        Numbers(size), batch_size=4, raw_size=4, seed=seed, start=start, process=process, processes=processes
+        Numbers(size), batch_size=4, raw=RAW, seed=seed, start=start, process=process, processes=processes
     )
 
 
@@ -57,7 +61,7 @@ def test_processes_share_each_batch():
 def test_evaluation_sees_each_example_once(processes):
     seen, counts = [], set()
     for process in range(processes):
-        batches = list(evaluation_batches(Numbers(9), batch_size=4, raw_size=4, process=process, processes=processes))
+        batches = list(evaluation_batches(Numbers(9), batch_size=4, raw=RAW, process=process, processes=processes))
         counts.add(len(batches))
         for batch in batches:
             assert batch["image"].shape == (4 // processes, 4, 4, 3) and batch["image"].dtype == np.uint8
@@ -66,19 +70,21 @@ def test_evaluation_sees_each_example_once(processes):
 
 
 def test_evaluation_shares_are_the_batch_laid_end_to_end():
-    settings = {"batch_size": 4, "raw_size": 4, "processes": 2}
+    settings = {"batch_size": 4, "raw": RAW, "processes": 2}
     shares = [list(evaluation_batches(Numbers(6), process=process, **settings)) for process in (0, 1)]
     rows = [[*first["index"], *second["index"]] for first, second in zip(*shares, strict=True)]
     assert rows == [[0, 1, 2, 3], [4, 5, 0, 0]]
 
 
-def test_images_of_other_sizes_are_resized():
-    (batch,) = evaluation_batches(Numbers(2, 6, 9), batch_size=2, raw_size=4, process=0, processes=1)
-    assert batch["image"].shape == (2, 4, 4, 3) and batch["image"][1].min() == batch["image"][1].max() == 1
-    np.testing.assert_allclose(batch["square"], [[1.0, 6 / 9]] * 2)
+def test_images_of_other_sizes_are_scaled():
+    for keep_aspect, window in ((False, [0, 0, 1, 1]), (True, [0, 1 / 6, 1, 5 / 6])):
+        raw = Raw(4, keep_aspect)  # 6 x 9 -> 4 x 6
+        (batch,) = evaluation_batches(Numbers(2, 6, 9), batch_size=2, raw=raw, process=0, processes=1)
+        assert batch["image"].shape == (2, 4, 4, 3) and batch["image"][1].min() == batch["image"][1].max() == 1
+        np.testing.assert_allclose(batch["window"], [window] * 2, atol=1e-7)
 
 
-def test_images_are_decoded_once_where_they_fit_into_memory():
+def test_photos_are_decoded_once_where_there_is_memory():
     decoded = []
 
     class Counted(Numbers):
@@ -86,18 +92,57 @@ def test_images_are_decoded_once_where_they_fit_into_memory():
             decoded.append(index)
             return super().__getitem__(index)
 
-    source, size = Counted(10), 512  # 7.5 MiB of images of that size
-    kept = in_memory(source, raw_size=size, limit_mib=8)
-    settings = {"batch_size": 5, "raw_size": size, "seed": 0, "start": 0, "process": 0, "processes": 1}
-    batches = training_batches(kept, **settings)
-    first = [next(batches) for _ in range(6)]
-    # Six batches are taken and more are read ahead. Only threads that meet at an image decode it twice.
-    assert set(decoded) == set(range(10)) and len(decoded) <= 20
-    del batches
-    plain = training_batches(Numbers(10), **settings)
-    for batch in first:
-        jax.tree.map(np.testing.assert_array_equal, batch, next(plain))
-    assert in_memory(source, raw_size=size, limit_mib=7) is source
+    raw = Raw(512, keep_aspect=False)
+    settings = {"batch_size": 5, "raw": raw, "seed": 0, "start": 0, "process": 0, "processes": 1}
+    first, seen = None, {}
+    for mib in (8, 4, 0):  # 10 photos of 0.75 MiB: all are kept, 5 are, none is
+        decoded.clear()
+        source = InMemory(Counted(10), raw, Memory(mib))
+        batches = training_batches(source, **settings)
+        got = [next(batches) for _ in range(20)]
+        del batches
+        seen[mib] = len(decoded)
+        first = first or got
+        for ours, other in zip(first, got, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, ours, other)
+    # 20 batches are taken and more are read ahead. Only threads that meet at a photo decode it twice.
+    assert 10 <= seen[8] <= 20 and seen[8] + 30 < seen[4] < seen[0] - 30 and seen[0] >= 100
+
+
+def test_memory_is_shared_and_never_more_than_there_is():
+    memory = Memory(1)
+    assert memory.take(1 << 19) and not memory.take((1 << 19) + 1) and memory.take(1 << 19) and not memory.take(1)
+
+
+def test_an_example_on_both_sides_of_an_epochs_boundary_gets_two_views():
+    """11 of the first 20 batches of 16 at 20 photos hold one twice."""
+    settings = {"batch_size": 16, "raw": RAW, "seed": 0, "start": 0, "process": 0, "processes": 1}
+    batches, twice = training_batches(Numbers(20), **settings), 0
+    for step in range(20):
+        batch = next(batches)
+        assert batch["row"].tolist() == list(range(16))
+        keys = example_keys(0, step, batch["row"])
+        boxes = np.asarray(random_boxes(keys, batch["place"], min_side=0.5, max_side=1.0, flip=True))
+        assert len({tuple(box) for box in boxes.tolist()}) == len({tuple(place) for place in batch["place"].tolist()})
+        assert len(np.unique(boxes, axis=0)) == 16
+        twice += len(set(batch["index"].tolist())) < 16
+    assert twice > 5
+
+
+def test_places_and_rows_are_those_of_one_process():
+    def take(process, processes, start):
+        settings = {"batch_size": 4, "raw": RAW, "seed": 3, "start": start, "process": process, "processes": processes}
+        batches = training_batches(Numbers(10), **settings)
+        return [next(batches) for _ in range(5 - start)]
+
+    whole, later = take(0, 1, 0), take(0, 1, 2)
+    shares = list(zip(take(0, 2, 0), take(1, 2, 0), strict=True))
+    for name in ("place", "row", "index"):
+        for step in range(5):
+            np.testing.assert_array_equal(np.concatenate([share[name] for share in shares[step]]), whole[step][name])
+        np.testing.assert_array_equal(later[0][name], whole[2][name])
+    places = np.concatenate([batch["place"] for batch in whole])
+    assert len(np.unique(places)) == 40 and 0 <= places.min() < 0.2 and 0.8 < places.max() < 1
 
 
 def test_validation_part_is_fixed_and_disjoint():

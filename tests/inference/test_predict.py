@@ -48,9 +48,8 @@ def by_hand(finished):
     _, state = read_latest(workdir, run.abstract_model)
     birds = PaperBirds("test", size=COUNT)
     raw = np.stack([birds[i]["image"] for i in range(COUNT)])
-    looks = predict(
-        run.task, state["params"], state["batch_stats"], {"image": raw, "square": np.ones((COUNT, 2), np.float32)}
-    )
+    window = np.tile(np.array([0, 0, 1, 1], np.float32), (COUNT, 1))
+    looks = predict(run.task, state["params"], state["batch_stats"], {"image": raw, "window": window})
     return {view: np.exp(values) for view, values in log_probabilities(looks).items()}, looks, run.splits.class_names
 
 
@@ -135,7 +134,7 @@ def test_mistakes(finished, tmp_path, capsys, arguments, line):
 def test_prediction_runs_on_all_devices(finished):
     model = load_model(finished[0])
     assert jax.device_count() == 4
-    batch = {"image": np.zeros((8, 192, 192, 3), np.uint8), "square": np.ones((8, 2), np.float32)}
+    batch = {"image": np.zeros((8, 192, 192, 3), np.uint8), "window": np.zeros((8, 4), np.float32)}
     from c2f_jax.runs import parallel
 
     said = model._step(*model._variables, parallel.shard_batch(batch, model._trained.mesh))

@@ -27,9 +27,10 @@ def test_train_step_and_prediction_lower(name, platform):
     size, raw = config.train.batch_size, config.dataset.raw_size
     batch = {
         "image": jax.ShapeDtypeStruct((size, raw, raw, 3), jnp.uint8),
-        "square": jax.ShapeDtypeStruct((size, 2), jnp.float32),
+        "place": jax.ShapeDtypeStruct((size, 2), jnp.float32),
+        "window": jax.ShapeDtypeStruct((size, 4), jnp.float32),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-        "index": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "row": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
     assert len(stages) == 2
     for stage in stages:

@@ -105,7 +105,7 @@ def test_random_boxes_take_the_learned_ones_place(monkeypatch):
         raise StopIteration
 
     monkeypatch.setattr(losses, "two_looks", record)
-    batch = {"image": jnp.zeros((64, 8, 8, 3), jnp.uint8), "square": jnp.ones((64, 2))}
+    batch = {"image": jnp.zeros((64, 8, 8, 3), jnp.uint8), "place": jnp.full((64, 2), 0.5)}
     for step in (0, 0, 1):
         keys = example_keys(0, jnp.array(step), jnp.arange(64))
         with pytest.raises(StopIteration):
@@ -119,19 +119,16 @@ def test_random_boxes_take_the_learned_ones_place(monkeypatch):
     assert np.abs(first - other).max() > 0.1
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_coarse_boxes_are_squares_of_pixels_or_of_the_sides(keep):
-    """In training and in tests, for a photo twice as wide as it is high."""
-    task = make_task(tiny_config(augment__keep_aspect=keep, augment__test_side=0.5), num_classes=3, axis_name=None)
-    batch = {"image": jnp.zeros((4, 64, 64, 3), jnp.uint8), "square": jnp.tile(jnp.array([1.0, 0.5]), (4, 1))}
+def test_coarse_boxes_lie_in_the_raw_image_and_are_told_in_the_photo():
+    """In tests the middle of the raw image, which is the middle half of a photo twice as wide as it is high."""
+    task = make_task(tiny_config(augment__test_side=0.5), num_classes=3, axis_name=None)
+    window = jnp.tile(jnp.array([0.0, 0.25, 1.0, 0.75]), (4, 1))
+    batch = {"image": jnp.zeros((4, 64, 64, 3), jnp.uint8), "window": window}
     state = jax.eval_shape(lambda: task.network.init(jax.random.key(0), jnp.zeros((4, 32, 32, 3)), train=False))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
     stats = {"coarse": zeros["batch_stats"], "fine": zeros["batch_stats"]}
-    width = 0.5 if keep else 1.0
     central = np.asarray(predict(task, zeros["params"], stats, batch)["coarse"].box)
-    np.testing.assert_allclose(central, [[0.25, 0.5 - width / 4, 0.75, 0.5 + width / 4]] * 4)
-    boxes = task.random_boxes(example_keys(0, jnp.int32(0), jnp.arange(4)), task.unit_sides(batch))
-    np.testing.assert_allclose(jnp.abs(boxes[:, 3] - boxes[:, 1]), width * (boxes[:, 2] - boxes[:, 0]), rtol=1e-5)
+    np.testing.assert_allclose(central, [[0.25, 0.375, 0.75, 0.625]] * 4)
 
 
 def test_the_drop_view_is_a_third_of_the_loss(monkeypatch):
@@ -143,7 +140,7 @@ def test_the_drop_view_is_a_third_of_the_loss(monkeypatch):
             batch = jax.tree.map(jnp.asarray, dict(next(run.training_batches(0))))
         if name == "nothing dropped":
             monkeypatch.setattr(losses, "drop_mask", lambda maps, thresholds: jnp.ones_like(maps, bool))
-        state, keys = run.create_state(), example_keys(0, jnp.array(0), batch["index"])
+        state, keys = run.create_state(), example_keys(0, jnp.array(0), batch["row"])
         _, aux = jax.jit(partial(run.stages[-1].loss, run.task))(state.params, {}, state, batch, keys)
         values[name] = {key: float(value) for key, value in aux.metrics.items()}
     two, three, same = values["two"], values["three"], values["nothing dropped"]

@@ -1,0 +1,63 @@
+"""A photo of any shape -> the raw image: R x R pixels that views are cut from, and their place in the photo."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+MIDDLE = np.array([0.5, 0.5], np.float32)
+STRIP = 4  # times as long as wide: a longer photo is scaled window by window, since all of it would be too large
+
+
+class Raw(NamedTuple):
+    """One of two ways from a photo to a raw image.
+
+    Squeezed, each side is scaled on its own (WS-DAN): the raw image is all of the photo. With its aspect kept, the
+    photo is scaled until its shorter side has R pixels, and the raw image is a square window that slides along the
+    longer one: whatever its shape, a photo is seen with the same resolution along both sides, and nothing is padding.
+
+    Attributes:
+        size: R.
+        keep_aspect: which.
+    """
+
+    size: int
+    keep_aspect: bool
+
+    def scale(self, photo: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> all of it, antialiased, R by R, or with its aspect kept the shorter side R.
+
+        What is scaled already stays as it is, and so does a strip.
+        """
+        height, width = photo.shape[:2]
+        shape = self.size, self.size
+        if self.keep_aspect:
+            short = min(height, width)
+            if max(height, width) > STRIP * short:
+                return photo
+            # In whole numbers, so that it is the same everywhere; half a pixel up.
+            shape = (2 * self.size * height + short) // (2 * short), (2 * self.size * width + short) // (2 * short)
+        return photo if photo.shape[:2] == shape else _resized(photo, shape)
+
+    def cut(self, photo: np.ndarray, place: np.ndarray = MIDDLE) -> dict[str, np.ndarray]:
+        """The raw image, and where it lies; the same from a photo as from what `scale` makes of it.
+
+        Args:
+            photo: uint8 [H, W, 3].
+            place: (y, x) from 0 to 1, between the first and the last place that a window can take.
+
+        Returns:
+            `image` uint8 [R, R, 3] and `window` float32 [4]: ymin, xmin, ymax, xmax in fractions of the photo's sides.
+        """
+        photo = self.scale(photo)
+        shape = np.array(photo.shape[:2])
+        # A squeezed photo is square by now.
+        side = shape.min()
+        start = np.floor(np.asarray(place) * (shape - side) + 0.5).astype(int)
+        window = (np.concatenate([start, start + side]) / np.tile(shape, 2)).astype(np.float32)
+        square = photo[start[0] : start[0] + side, start[1] : start[1] + side]
+        return {"image": square if side == self.size else _resized(square, (self.size,) * 2), "window": window}
+
+
+def _resized(photo: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(photo).resize(shape[::-1], Image.Resampling.BILINEAR))
