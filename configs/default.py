@@ -21,14 +21,15 @@ def get_config() -> ml_collections.ConfigDict:
     dataset.path = ""  # cub200_2011: the official archive or its folder, empty: fetched; folder: the tree of folders
     dataset.cache_dir = "~/.cache/c2f_jax"  # where prepared data go; never beside the photos
     dataset.unreadable = "skip"  # image files that cannot be read: listed once and skipped, or "fail"
-    dataset.raw_size = 512  # pixels, the side R of the images that views are cut from (WS-DAN)
-    dataset.memory_mib = 2048  # keep the training images decoded if they take no more than this, MiB of host memory
+    dataset.raw_size = 512  # pixels, the side R of the square raw images that views are cut from (WS-DAN)
+    dataset.memory_mib = 2048  # host memory for photos kept decoded, MiB: training ones first, then validation ones
     dataset.validation_fraction = 0.1  # share of the training part set aside; 0 trains on everything
     dataset.train_size = ml_collections.config_dict.placeholder(int)  # paper_birds: how many to draw
     dataset.test_size = ml_collections.config_dict.placeholder(int)
 
     config.augment = augment = ml_collections.ConfigDict()
-    # Whether coarse views are square in the photo's pixels; otherwise in fractions of its sides: squeezed (WS-DAN).
+    # Whether a raw image is a square window of the photo, whose shorter side is scaled to R; otherwise all of it,
+    # squeezed to R x R (WS-DAN).
     augment.keep_aspect = False
     augment.min_side = 0.875  # side of the random coarse box, U(min_side, max_side) of the image (WS-DAN's 448 of 512)
     augment.max_side = 0.875
