@@ -8,8 +8,8 @@ both: over the four of them what it shows lies in the middle, so whatever does n
 far right and down of the middle of a cell, in cells, the network has what it saw there, each with its standard error
 over photos:
 
-* `receptive field`: the other way round, geometry alone: how far left and up of the middle of the view the centre of
-  the squared gradient of the squared norm of its four cells lies;
+* `receptive field`: the other way round, geometry alone: how far left and up of their own middles the four cells in
+  the middle of the view look, by the centre of the squared gradient of a cell's squared norm;
 * `patch`: the centre of the features' norms above their mean, of a view that fades to grey beyond a round patch in the
   middle, turned by a random quarter, since a network may see less in photos that stand on their heads;
 * `norm`: likewise of whole views;
@@ -60,13 +60,23 @@ def looked(run: Any, params: Any, batch_stats: Any, view_size: int, batch: Array
     axis = (jnp.arange(view_size) + 0.5) / view_size - 0.5
     fade = jnp.exp(-0.5 * (axis[:, None] ** 2 + axis**2) / 0.15**2)
 
+    cells = cells_of(run, view_size)
+
     def outputs(view: jax.Array) -> Arrays:
         return see(run.task.network, params, batch_stats["coarse"], view, train=False)[1]
 
-    def in_the_middle(view: jax.Array) -> jax.Array:
-        features = outputs(view)["feature_maps"].astype(jnp.float32)
-        half = features.shape[1] // 2
-        return jnp.sum(jnp.square(features[:, half - 1 : half + 1, half - 1 : half + 1]))
+    def receptive_field(view: jax.Array) -> jax.Array:
+        """How far left and up of their own middles the four cells in the middle look."""
+        half = cells // 2
+
+        def off(row: int, column: int) -> jax.Array:
+            def squared_norm(view: jax.Array) -> jax.Array:
+                return jnp.sum(jnp.square(outputs(view)["feature_maps"][:, row, column].astype(jnp.float32)))
+
+            seen = centre(jnp.sum(jnp.square(jax.grad(squared_norm)(view)), axis=-1))
+            return (jnp.array([row, column]) + 0.5) / cells - seen
+
+        return sum(off(row, column) for row in (half - 1, half) for column in (half - 1, half)) / 4 + 0.5
 
     def above_mean(out: Arrays) -> jax.Array:
         norm = jnp.linalg.norm(out["feature_maps"].astype(jnp.float32), axis=-1)
@@ -77,10 +87,9 @@ def looked(run: Any, params: Any, batch_stats: Any, view_size: int, batch: Array
         crop = partial(crop_and_resize, boxes=boxes, output_size=view_size, antialias=True)
         view = run.task.normalise(crop(batch["image"]))
         patch = run.task.normalise(127.5 + fade[..., None] * (crop(batch["turned"]) - 127.5))
-        out, gradient = outputs(view), jax.grad(in_the_middle)(view)
-        cells = out["feature_maps"].shape[1]
+        out = outputs(view)
         places = {
-            "receptive field": 1.0 - centre(jnp.sum(jnp.square(gradient), axis=-1)),
+            "receptive field": receptive_field(view),
             "patch": above_mean(outputs(patch)),
             "norm": above_mean(out),
             "region": centre(out["region"]),
