@@ -18,9 +18,13 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.dataset = dataset = ml_collections.ConfigDict()
     dataset.name = "paper_birds"  # or cub200_2011, folder
-    dataset.path = ""  # cub200_2011: the official archive or its folder, empty: fetched; folder: the tree of folders
+    dataset.path = ""  # cub200_2011: the official archive or its folder, empty: fetched; folder: a tree or a table
     dataset.cache_dir = "~/.cache/c2f_jax"  # where prepared data go; never beside the photos
     dataset.unreadable = "skip"  # image files that cannot be read: listed once and skipped, or "fail"
+    # folder: a regular expression searched in the paths; photos with the same first group are on one side of a split.
+    dataset.group_by = ""
+    dataset.shots = 0  # training images of each class, always the same ones; 0: all there are
+    dataset.class_balanced = False  # draw training images from each class equally often (an epoch stays as long)
     dataset.raw_size = 512  # pixels, the side R of the square raw images that views are cut from (WS-DAN)
     dataset.memory_mib = 2048  # host memory for photos kept decoded, MiB: training ones first, then validation ones
     dataset.validation_fraction = 0.1  # share of the training part set aside; 0 trains on everything

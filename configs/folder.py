@@ -1,10 +1,12 @@
-"""Your own photos, one folder per class: a small network that a laptop can train.
+"""Your own photos, a folder per class or a table: a small network that a laptop can train.
 
-python launch.py --config configs/folder.py --config.dataset.path=DIR
+python launch.py --config configs/folder.py --config.dataset.path=PATH
 
-DIR holds <class>/..., or train/<class>/... with test/ and, if you like, val/ beside train/. Without a test folder a
-fifth of each class is set aside. ImageNet weights are fetched from the Hugging Face hub once; without a network give a
-safetensors file by --config.model.pretrained=FILE, or train from scratch with --config.model.pretrained= (empty).
+PATH is a folder that holds <class>/..., or train/<class>/... with test/ and, if you like, val/ beside train/; or it is
+a table of path and label (.csv, .tsv, .jsonl). Without a test part a fifth of each class is set aside; photos of one
+group (--config.dataset.group_by, or a column `group`) stay together. docs/data.md says more. ImageNet weights are
+fetched from the Hugging Face hub once; without a network give a safetensors file by --config.model.pretrained=FILE, or
+train from scratch with --config.model.pretrained= (empty).
 
 The first look sees the middle square of a photo. Where what matters lies at the ends of long photos,
 --config.augment.keep_aspect=False squeezes the photo into that square, and --config.augment.test_side=1.0 takes all.

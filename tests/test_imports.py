@@ -25,6 +25,8 @@ LAYERS = [
     ["cli"],
 ]
 ONLY_HERE = {
+    "chardet": ("data.tables",),
+    "clevercsv": ("data.tables",),
     "filelock": ("runs.workdir",),
     "flax": ("layers", "models", "training.train_state", "training.losses"),
     "orbax": ("runs.checkpoint",),

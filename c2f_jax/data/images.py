@@ -60,34 +60,55 @@ def decode(source: bytes | str | os.PathLike[str]) -> np.ndarray:
 def find_images(root: str | os.PathLike[str]) -> list[str]:
     """Files below `root` with the suffix of an image, in any case; hidden ones are passed over, links are followed.
 
+    Each folder is looked into once, by a path without links where there is one: links to a folder above, or to and fro
+    between two, would otherwise multiply what they hold.
+
     Returns:
         Paths relative to `root`, with forward slashes, sorted.
 
     Raises:
         OSError: if a folder cannot be listed.
     """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    found = []
-    for folder, below, names in os.walk(root, onerror=fail, followlinks=True):
-        # A link to a folder above would be followed round and round.
-        here = Path(os.path.realpath(folder))
-        below[:] = [
-            name for name in below if not is_hidden(name) and not here.is_relative_to(os.path.realpath(here / name))
-        ]
-        found += [
-            Path(folder, name).relative_to(root).as_posix()
-            for name in names
-            if not is_hidden(name) and name.lower().endswith(SUFFIXES)
-        ]
+    found: list[str] = []
+    seen: set[str] = set()
+    folders, links = [""], list[str]()
+    while folders or links:
+        if not folders:
+            links.sort(key=lambda path: (path.count("/"), path))
+            folders.append(links.pop(0))
+        folder = folders.pop()
+        here = os.path.realpath(os.path.join(root, folder))
+        if here in seen:
+            continue
+        seen.add(here)
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if is_hidden(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                elif entry.is_symlink() and os.path.isdir(entry.path):
+                    if not Path(here).is_relative_to(os.path.realpath(entry.path)):
+                        links.append(path)
+                elif entry.name.lower().endswith(SUFFIXES):
+                    found.append(path)
     return sorted(found)
 
 
+# Folders that systems and programs leave beside people's own, in lower case.
+_SYSTEM = {
+    *("__macosx", "temporary items", "network trash folder"),  # macOS
+    *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),  # Windows
+    *("lost+found", "lost.dir"),  # Linux, Android
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),  # network storage
+    *("__pycache__", "ipynb_checkpoints"),
+}
+
+
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's own: dot files (macOS's ._* among them) and __MACOSX."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder is none of the user's own: dot files (macOS's ._* among them) and system folders."""
+    return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -77,6 +77,11 @@ class PaperBirds:
     def __len__(self) -> int:
         return self._size
 
+    @property
+    def labels(self) -> np.ndarray:
+        """int [N]."""
+        return (self._offset + np.arange(self._size)) % len(CLASS_NAMES)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self._size:
             raise IndexError(index)

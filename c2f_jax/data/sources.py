@@ -7,11 +7,11 @@ bool [P].
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
-from c2f_jax.data import folders, paper_birds
+from c2f_jax.data import paper_birds, photos
 from c2f_jax.errors import UserError
 
 Example = dict[str, Any]
@@ -27,6 +27,13 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+class Labelled(Source, Protocol):
+    """A source that knows its labels, int [N], without decoding an image: as `load` gives them."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+
 class Subset:
     """Some examples of a source, in the order of `indices`; each keeps the `index` it has in the source."""
 
@@ -38,6 +45,33 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._indices[index])]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int [N], of a `Labelled` source."""
+        return cast(Labelled, self._source).labels[self._indices]
+
+
+class Balanced:
+    """`source` with every class equally often: each example of the largest class once, those of others again and again.
+
+    An example keeps the `index` it has in the source.
+    """
+
+    def __init__(self, source: Source, labels: np.ndarray):
+        """labels: int [N] of the source."""
+        self._source = source
+        self._members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        self._size = max(map(len, self._members))
+
+    def __len__(self) -> int:
+        return self._size * len(self._members)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        members = self._members[index // self._size]
+        return self._source[int(members[index % self._size % len(members)])]
 
 
 @dataclass(frozen=True)
@@ -61,6 +95,12 @@ def split_indices(size: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[aside:]), np.sort(order[:aside])
 
 
+def _shots(labels: np.ndarray, count: int) -> np.ndarray:
+    """Indices of `count` examples of each class, fixed and nested, in ascending order."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    return np.sort(np.concatenate([order[labels[order] == label][:count] for label in np.unique(labels)]))
+
+
 def load(
     name: str,
     *,
@@ -70,6 +110,8 @@ def load(
     validation_fraction: float,
     train_size: int | None,
     test_size: int | None,
+    group_by: str = "",
+    shots: int = 0,
 ) -> Splits:
     """The splits of data set `name`.
 
@@ -80,6 +122,8 @@ def load(
         unreadable: folder: whether to "skip" files that cannot be read, or "fail".
         validation_fraction: share of the training part that is set aside, where the data have no validation part.
         train_size, test_size: paper_birds: how many examples to make; None for its own.
+        group_by: folder: regular expression on the paths, of photos that no split may divide.
+        shots: train on so many examples of each class only, five of them among the ten; 0 for all.
 
     Raises:
         UserError: if there is no such data set, its files are not there or not whole, or an option is not for it.
@@ -93,16 +137,26 @@ def load(
         )
     if name != "paper_birds" and (train_size is not None or test_size is not None):
         raise UserError(f"dataset.train_size and dataset.test_size are for paper_birds; {name} has its own")
+    if name != "folder" and group_by:
+        raise UserError(f"dataset.group_by is for dataset.name=folder; {name} is divided already")
     if name == "folder":
         if not path:
             raise UserError(
-                "dataset.name=folder needs the folder that holds one folder per class: --config.dataset.path=DIR"
+                "dataset.name=folder needs the folder that holds one folder per class, --config.dataset.path=DIR, "
+                "or a table of path and label, --config.dataset.path=labels.csv"
             )
         return Splits(
-            *folders.load(path, cache_dir=cache_dir, unreadable=unreadable, validation_fraction=validation_fraction)
+            *photos.load(
+                path,
+                cache_dir=cache_dir,
+                unreadable=unreadable,
+                validation_fraction=validation_fraction,
+                group_by=group_by,
+                shots=shots,
+            )
         )
-    train: Source
-    test: Source
+    train: Labelled
+    test: Labelled
     if name == "cub200_2011":
         # Imported late: who does not read CUB need not wait for TFDS.
         from c2f_jax.data.builders import cub200_2011
@@ -113,4 +167,9 @@ def load(
         test = paper_birds.PaperBirds("test", size=test_size)
         class_names = paper_birds.CLASS_NAMES
     kept, aside = split_indices(len(train), validation_fraction)
-    return Splits(train=Subset(train, kept), validation=Subset(train, aside), test=test, class_names=class_names)
+    notes: tuple[str, ...] = ()
+    if shots:
+        used = _shots(train.labels[kept], shots)
+        notes = (photos.told_shots(shots, len(used), len(kept)),)
+        kept = kept[used]
+    return Splits(Subset(train, kept), Subset(train, aside), test, class_names, notes)

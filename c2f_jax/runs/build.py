@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from c2f_jax.data import pipeline
 from c2f_jax.data.raw import Raw
-from c2f_jax.data.sources import Source, Splits, load
+from c2f_jax.data.sources import Balanced, Labelled, Source, Splits, load
+from c2f_jax.data.splitting import compile_pattern
 from c2f_jax.errors import UserError
 from c2f_jax.models.attention_network import ATTENTION_INITS, BOX_GRADIENTS, AttentionNetwork, PooledNetwork
 from c2f_jax.models.backbones import BACKBONES
@@ -42,6 +43,9 @@ def check(config: Any) -> None:
     _check_choice("optimizer.schedule", config.optimizer.schedule, ("cosine", "exponential"))
     _check_choice("dataset.unreadable", config.dataset.unreadable, ("skip", "fail"))
     _check_choice("parallel.backend", config.parallel.backend, ("jit", "pmap"))
+    compile_pattern(config.dataset.group_by)
+    if config.dataset.shots < 0:
+        raise UserError(f"dataset.shots must be 0 (all) or more images of each class; got {config.dataset.shots}")
     if not 0.0 <= config.dataset.validation_fraction < 1.0:
         raise UserError(f"dataset.validation_fraction must lie in [0, 1); got {config.dataset.validation_fraction}")
     if not 0.0 < config.region.min_side < config.region.max_side <= 1.0:
@@ -218,6 +222,7 @@ class Run:
         stages: what to optimise, in order.
         backend: how a step runs on the devices.
         mesh: the devices.
+        drawn: what training batches are drawn from: the training part, or its classes equally often.
     """
 
     config: Any
@@ -226,6 +231,7 @@ class Run:
     stages: tuple[Stage, ...]
     backend: parallel.Backend
     mesh: jax.sharding.Mesh
+    drawn: Source
 
     @property
     def total_steps(self) -> int:
@@ -277,7 +283,7 @@ class Run:
     def training_batches(self, start: int) -> Any:
         """Batches of steps `start`, start + 1, ... on the host."""
         return pipeline.training_batches(
-            self.splits.train,
+            self.drawn,
             batch_size=self.config.train.batch_size,
             raw=raw_images(self.config),
             seed=self.config.seed,
@@ -326,6 +332,8 @@ def load_splits(config: Any) -> Splits:
         validation_fraction=config.dataset.validation_fraction,
         train_size=config.dataset.train_size,
         test_size=config.dataset.test_size,
+        group_by=config.dataset.group_by,
+        shots=config.dataset.shots,
     )
 
 
@@ -358,6 +366,9 @@ def build(config: Any) -> Run:
     train, validation = (
         pipeline.InMemory(part, raw_images(config), memory) for part in (splits.train, splits.validation)
     )
+    drawn: Source = train
+    if config.dataset.class_balanced:
+        drawn = Balanced(train, cast(Labelled, splits.train).labels)
     splits = replace(splits, train=train, validation=validation)
     mesh = parallel.make_mesh()
     backend = parallel.make_backend(config.parallel.backend, mesh)
@@ -368,6 +379,7 @@ def build(config: Any) -> Run:
         stages=make_stages(config, train_size=len(splits.train)),
         backend=backend,
         mesh=mesh,
+        drawn=drawn,
     )
 
 

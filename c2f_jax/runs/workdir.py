@@ -22,7 +22,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "": ("method", "seed", "compilation_cache"),
     "dataset": (
         *("name", "path", "cache_dir", "unreadable", "raw_size", "memory_mib", "validation_fraction"),
-        *("train_size", "test_size"),
+        *("train_size", "test_size", "group_by", "shots", "class_balanced"),
     ),
     "augment": (
         *("keep_aspect", "min_side", "max_side", "test_side", "flip", "brightness", "saturation", "mean", "std"),
@@ -57,6 +57,9 @@ BEFORE: dict[str, Any] = {
     "loss.drop_view": False,
     "region.floor": 0.0,
     "region.background": 0.0,
+    "dataset.group_by": "",
+    "dataset.shots": 0,
+    "dataset.class_balanced": False,
 }
 
 # Whoever takes a field away says here with which value a run was as it is now without: others cannot be trained on.

@@ -138,6 +138,11 @@ class Birds:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """int [N]; no photo is decoded for it."""
+        return np.array([int(record["label"]) for record in self._records])
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)

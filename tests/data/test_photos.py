@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c2f_jax.data import folders
+from c2f_jax.data import checking
 from c2f_jax.data.pipeline import evaluation_batches, training_batches
 from c2f_jax.data.raw import Raw
 from c2f_jax.data.sources import load
@@ -62,7 +62,10 @@ def test_one_folder_per_class(tmp_path, read):
             assert example["image"].shape == (8, 12, 3) and example["image"][0, 0, 0] == int(file.split(".")[0])
     counts = np.bincount([splits.test[i]["label"] for i in range(7)])
     assert counts.tolist() == [1, 4, 2]  # a fifth of each class
-    assert splits.notes == ("no test folder: 20% of each class, 7 images, are set aside as test part",)
+    assert splits.notes == (
+        "3 classes; 21 train, 7 validation, 7 test images; in train of each class fewest 3 (nested), most 12 (owl)",
+        "no test part: 20% of each class, 7 images, are set aside as test part",
+    )
     with pytest.raises(IndexError):
         splits.test[7]
 
@@ -85,7 +88,7 @@ def test_folders_of_parts(tmp_path, read, val):
     tree(root / "test", {"wren": 2})
     (root / "notes").mkdir()  # holds no image: in nobody's way
     splits = read(root, validation_fraction=0.5)
-    assert splits.class_names == ("owl", "wren") and splits.notes == ()
+    assert splits.class_names == ("owl", "wren") and len(splits.notes) == 1
     assert names(splits.validation) == [f"{val}/owl/00.png", f"{val}/owl/01.png"]
     assert names(splits.test) == ["test/wren/00.png", "test/wren/01.png"] and splits.test[0]["label"] == 1
     assert len(splits.train) == 7
@@ -118,7 +121,7 @@ def test_stray_and_hidden_files(tmp_path, read):
     (root / ".thumbnails").mkdir()
     splits = read(root)
     assert splits.class_names == ("owl", "wren") and len(splits.train) + len(splits.test) == 10
-    assert splits.notes[0] == "images in no class folder, not used: 1"
+    assert splits.notes[1] == "images in no class folder, not used: 1"
 
 
 def break_some(root, count):
@@ -131,7 +134,7 @@ def test_unreadable_files_are_named_and_left_out(tmp_path, read, capsys):
     break_some(root, 2)
     splits = read(root)
     assert len(splits.train) + len(splits.test) == 10
-    assert splits.notes[:3] == (
+    assert splits.notes[1:4] == (
         "2 of 12 images cannot be read and are left out:",
         "  owl/broken 00.jpg: not an image of a known format",
         "  owl/broken 01.jpg: empty file",
@@ -139,10 +142,11 @@ def test_unreadable_files_are_named_and_left_out(tmp_path, read, capsys):
     with pytest.raises(UserError, match=r"2 of 12 images cannot be read; the first is owl/broken 00.jpg \(not an im"):
         read(root, unreadable="fail")
     (root / "wren" / "gone.jpg").symlink_to("nowhere")
-    break_some(root, 30)
+    break_some(root, 32)
     notes = read(root).notes
-    assert notes[0].startswith("31 of 41") and notes[21] == "  and 11 more" and len(notes) == 23
-    assert "checking the 41 images" in capsys.readouterr().err
+    assert notes[1:3] == ("1 of 43 images are not there and are left out:", "  wren/gone.jpg")
+    assert notes[3].startswith("32 of 43") and notes[24] == "  and 12 more" and len(notes) == 26
+    assert "checking 32 images" in capsys.readouterr().err
 
 
 def test_the_check_is_remembered_until_a_file_changes(tmp_path, read, monkeypatch):
@@ -150,17 +154,17 @@ def test_the_check_is_remembered_until_a_file_changes(tmp_path, read, monkeypatc
     break_some(root, 1)
     decoded = []
     monkeypatch.setattr(
-        folders.images, "decode", lambda path, real=folders.images.decode: decoded.append(1) or real(path)
+        checking.images, "decode", lambda path, real=checking.images.decode: decoded.append(1) or real(path)
     )
     first = read(root)
     assert len(decoded) == 11
     assert read(root).notes == first.notes and len(decoded) == 11
     os.utime(root / "owl" / "00.png", (1, 1))
     read(root)
-    assert len(decoded) == 22
+    assert len(decoded) == 12
     for file in (tmp_path / "cache" / "folder").iterdir():
         file.write_text("half a fi")
-    assert read(root).notes == first.notes and len(decoded) == 33
+    assert read(root).notes == first.notes and len(decoded) == 23
 
 
 def test_a_file_that_goes_bad_later_is_named(tmp_path, read):
@@ -228,7 +232,7 @@ def mistake_empty_test(root):
     ("make", "message"),
     [
         (lambda root: None, "photos.png does not exist"),
-        (mistake_path, "photos.png is a file, not a folder"),
+        (mistake_path, "photos.png is neither a folder nor a table"),
         (lambda root: root.mkdir(), "photos.png: has no class folders; make one folder per class.*--mode predict"),
         (mistake_root_holds_images, "photos.png: has no class folders; make one folder per class.*--mode predict"),
         (lambda root: tree(root, {"owl": 3}), "photos.png: has only one class folder, owl"),

@@ -1,0 +1,172 @@
+"""Tables of photos, CSV or JSON lines -> rows as they are written; libraries find separator and encoding."""
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chardet
+import clevercsv
+
+from c2f_jax.errors import UserError
+
+TEXT, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
+SUFFIXES = TEXT + LINES
+
+# Column -> other names that cannot mean anything else. In any case; spaces, hyphens and underscores do not count.
+_NAMES = {
+    "path": (
+        *("file", "filename", "filepath", "image", "imagepath", "imagefile", "imagefilename", "imagename", "img"),
+        *("imgpath", "imgname", "photo", "relativepath"),
+    ),
+    "label": ("class", "classname", "classlabel", "category", "species"),
+    "split": ("part", "partition", "subset"),
+    "group": ("groupid", "groupname"),
+    "xmin": ("x1", "bboxxmin"),
+    "ymin": ("y1", "bboxymin"),
+    "xmax": ("x2", "bboxxmax"),
+    "ymax": ("y2", "bboxymax"),
+}
+BOX = ("xmin", "ymin", "xmax", "ymax")
+_LOOKED_AT = 200_000  # bytes that chardet looks at
+_SNIFFED = 100_000  # characters that the separator is found from (0.07 s)
+
+
+class Row(NamedTuple):
+    """A row: its number as a spreadsheet shows it (the header is row 1; of JSON lines the first is 1), and its cells.
+
+    `cells` has the columns of `_NAMES` that the table has, without spaces around; an empty cell is "".
+    """
+
+    number: int
+    cells: dict[str, str]
+
+
+def read(path: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a table, and lines to tell the user about how it was read.
+
+    Raises:
+        UserError: if it cannot be read, or has no columns `path` and `label`; in one line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    text, encoding = _text(path, data)
+    notes = []
+    if not encoding.startswith("utf"):
+        notes = [f"{path.name} is read as {encoding}; if names come out wrong, save it as UTF-8"]
+    if path.suffix.lower() in LINES:
+        records = list(_json_lines(path, text))
+        columns = list(dict.fromkeys(name for _, record in records for name in record))
+    else:
+        lines = _separated(path, text)
+        _, columns = next(lines, (1, []))
+        records = [(number, _record(path, number, columns, cells)) for number, cells in lines]
+    names = _columns(path, columns)
+    unused = [column for column in columns if column not in names.values() and column]
+    if unused:
+        notes.append(f"{path.name}: columns not used: {', '.join(unused)}")
+    rows = [Row(number, {name: record.get(column, "") for name, column in names.items()}) for number, record in records]
+    if not rows:
+        raise UserError(f"{path} holds no row besides its header; write one for each photo")
+    return rows, notes
+
+
+def _text(path: Path, data: bytes) -> tuple[str, str]:
+    """The text and the name of its encoding: what a byte order mark says, UTF-8 if it is, else the likeliest."""
+    marks = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
+    if b"\0" in data and encoding == "utf-8":
+        encoding = chardet.detect(data)["encoding"] or encoding
+    try:
+        return data.decode(encoding).lstrip("\ufeff"), encoding.lower()
+    except (UnicodeDecodeError, LookupError):
+        pass
+    if data[:_LOOKED_AT].isascii():
+        telling = b"\n".join(line for line in data.splitlines() if not line.isascii())
+    else:
+        telling = data
+    found = chardet.detect(telling, encoding_era=chardet.EncodingEra.MODERN_WEB, prefer_superset=True)["encoding"]
+    try:
+        return data.decode(found or "cp1252"), (found or "cp1252").lower()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in a known encoding; save it as CSV in UTF-8") from error
+
+
+def _separated(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Numbered rows, without empty ones."""
+    told = text[:4].lower() == "sep="  # Excel's own line
+    if told:
+        first, _, text = text.partition("\n")
+        delimiter = first.strip()[4:] or ","
+    else:
+        # Of the dialect only the separator: with little text, apostrophes are taken for quotation marks.
+        dialect = clevercsv.Detector().detect(text[:_SNIFFED], delimiters=[",", ";", "\t", "|"])
+        delimiter = (dialect.delimiter if dialect else "") or ","
+    try:
+        for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1):
+            cells = [cell.strip() for cell in cells]
+            if any(cells):
+                yield number + told, cells
+    except csv.Error as error:
+        raise UserError(f"{path}: {error}; a quotation mark is likely not closed, or not doubled inside") from error
+
+
+def _record(path: Path, number: int, columns: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    spare = cells[len(columns) :]
+    if any(spare):
+        raise UserError(
+            f"{path}: row {number} has {len(cells)} cells and the header {len(columns)}; "
+            'put cells that hold the separator into "quotation marks"'
+        )
+    return dict(zip(columns, cells, strict=False))
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            # Numbers stay as they are written: they are names here.
+            record = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
+        except ValueError as error:
+            raise UserError(f"{path}: row {number} is not JSON ({error}); write one object a line") from error
+        if not isinstance(record, dict):
+            raise UserError(f'{path}: row {number} is not an object; write {{"path": ..., "label": ...}}, one a line')
+        yield number, {name: _word(value) for name, value in record.items()}
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.strip() if isinstance(value, str) else json.dumps(value)
+
+
+def _columns(path: Path, columns: Sequence[str]) -> dict[str, str]:
+    """Name of ours -> the table's column."""
+
+    def plain(column: str) -> str:
+        return "".join(letter for letter in column.lower() if letter not in " _-")
+
+    names = {}
+    for name, others in _NAMES.items():
+        found = [column for column in columns if plain(column) == name]
+        found = found or [column for column in columns if plain(column) in others]
+        if len(found) > 1:
+            raise UserError(f"{path}: columns {' and '.join(found)} could both be {name!r}; rename all but one")
+        if found:
+            names[name] = found[0]
+    for name in ("path", "label"):
+        if name not in names:
+            shown = ", ".join(columns[:8]) + (", ..." if len(columns) > 8 else "")
+            raise UserError(
+                f"{path} has no column {name!r}: its first row is {shown or 'empty'}; write path,label there"
+            )
+    missing = [name for name in BOX if name not in names]
+    if 0 < len(missing) < len(BOX):
+        raise UserError(f"{path}: boxes need columns {', '.join(BOX)} (pixels); not there: {', '.join(missing)}")
+    return names
