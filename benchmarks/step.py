@@ -78,6 +78,7 @@ def config_of(case: Case) -> Any:
     # The method in full, also where a data set is better off with less of it, or more.
     config.region.box_gradient, config.region.floor, config.loss.drop_view = "all", 0.0, False
     config.region.kappa = 1.75
+    config.region.cell_offset = 0.0
     config.stages.coarse_epochs = 1.0
     if case.work != "fine":
         config.method, config.model.output_stride = "baseline", 0

@@ -44,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     # By the fused loss on the validation part, of floors 0.1 to 0.3 and kappa 2.2 to 3 (networks trained without).
     config.region.floor = 0.1
     config.region.kappa = 2.6
+    config.region.cell_offset = 0.25  # of these weights, whatever the view's size (docs/method.md)
     config.region.box_gradient = "none"  # otherwise the box grows to the whole view
     config.region.box_gradient_scale = 0.003  # at 0.1 the box pulls at the attention 14 times as hard as the class
     # A coarse stage that ends at learning rate 0 before another starts costs more than it gives (docs/results.md).

@@ -65,6 +65,8 @@ def get_config() -> ml_collections.ConfigDict:
     region.kappa = 3.0**0.5  # half sides in standard deviations at the start; sqrt(3): exact for a uniform block (ours)
     region.floor = 0.0  # share of the mean map's maximum that counts as background, not as region (ours)
     region.background = 0.0  # share of its mean that does: the larger of the two (ours)
+    # How far right and down of what it shows a cell of the backbone's maps lies, in cells (benchmarks/geometry.py).
+    region.cell_offset = 0.0
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.center_weight = 1.0  # lambda (WS-DAN)

@@ -215,6 +215,7 @@ def soft_box(
     min_side: float = 0.3,
     max_side: float = 1.0,
     temperature: float = 0.05,
+    cell_offset: float = 0.0,
 ) -> jax.Array:
     """The box around a distribution: its mean, and ``2 kappa`` standard deviations per axis; smooth in both arguments.
 
@@ -226,6 +227,8 @@ def soft_box(
         kappa: half a side in standard deviations; broadcasts against the leading axes.
         min_side, max_side: limits of the sides, as fractions of the view, approached smoothly.
         temperature: width of the transition to the limits, in the same unit.
+        cell_offset: how far right and down of what it shows a cell lies, in cells: a network's strides and the taps it
+            has learned may displace its maps.
 
     Returns:
         Boxes [..., 4] inside the view [0, 0, 1, 1]: the centre is moved where a side would reach beyond it.
@@ -238,7 +241,7 @@ def soft_box(
 
     def interval(marginal: jax.Array) -> tuple[jax.Array, jax.Array]:
         cells = marginal.shape[-1]
-        centres = (jnp.arange(cells, dtype=marginal.dtype) + 0.5) / cells
+        centres = (jnp.arange(cells, dtype=marginal.dtype) + (0.5 - cell_offset)) / cells
         mean = jnp.sum(marginal * centres, axis=-1, keepdims=True)
         variance = jnp.sum(marginal * jnp.square(centres - mean), axis=-1) + 1.0 / (12.0 * cells**2)
         wide = 2.0 * jnp.asarray(kappa, marginal.dtype) * jnp.sqrt(variance)

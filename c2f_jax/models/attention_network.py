@@ -82,6 +82,7 @@ class InverseMapping(nn.Module):
         min_side, max_side, temperature: smooth limits of the sides, in fractions of the view.
         kappa_init: kappa at the start; sqrt(3) makes the box of a uniform block that block.
         floor, background: shares of the mean map's maximum and mean that count as background; the larger is `low`.
+        cell_offset: how far right and down of what it shows a cell of the feature maps lies, in cells.
         dtype: compute dtype of the score head; the distribution and the box are float32 or wider.
     """
 
@@ -91,6 +92,7 @@ class InverseMapping(nn.Module):
     kappa_init: float = 3.0**0.5
     floor: float = 0.0
     background: float = 0.0
+    cell_offset: float = 0.0
     dtype: Any = None
 
     @nn.compact
@@ -111,6 +113,7 @@ class InverseMapping(nn.Module):
             min_side=self.min_side,
             max_side=self.max_side,
             temperature=self.temperature,
+            cell_offset=self.cell_offset,
         )
         return q, box
 
@@ -128,7 +131,7 @@ class AttentionNetwork(nn.Module):
         box_gradient: how far the fine look's gradient goes through its box: "none" (box detached), "mapping" (kappa
             and the score head learn, nothing below them) or "all" (attention and backbone too).
         box_gradient_scale: factor on the gradient that enters the box.
-        min_side, max_side, kappa_init, floor, background: see `InverseMapping`.
+        min_side, max_side, kappa_init, floor, background, cell_offset: see `InverseMapping`.
         dtype: compute dtype; pooling, norms and boxes stay in float32 or wider.
         axis_name: device axis over which batch statistics are shared (pmap), or None.
     """
@@ -146,6 +149,7 @@ class AttentionNetwork(nn.Module):
     kappa_init: float = 3.0**0.5
     floor: float = 0.0
     background: float = 0.0
+    cell_offset: float = 0.0
     dtype: Any = None
     axis_name: str | None = None
 
@@ -186,6 +190,7 @@ class AttentionNetwork(nn.Module):
             kappa_init=self.kappa_init,
             floor=self.floor,
             background=self.background,
+            cell_offset=self.cell_offset,
             dtype=self.dtype,
             name="inverse_mapping",
         )(*mapping_inputs)

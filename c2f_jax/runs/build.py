@@ -114,6 +114,7 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
             kappa_init=region.kappa,
             floor=region.floor,
             background=region.background,
+            cell_offset=region.cell_offset,
             dtype=dtype,
             axis_name=axis_name,
         )

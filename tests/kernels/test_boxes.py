@@ -246,6 +246,16 @@ def test_soft_box_of_a_uniform_map_is_the_view():
     np.testing.assert_allclose(soft_box(jnp.full((6, 8), 1 / 48), **BARE), WHOLE, atol=2e-4)
 
 
+def test_soft_box_of_displaced_maps():
+    """Cells that lie half of one right and down of what they show: a block's box moves back, and stays in the view."""
+    block = np.zeros((8, 8), np.float32)
+    block[2:4, 4:7] = 1 / 6
+    moved, there = soft_box(block, ROOT3, **BARE, cell_offset=0.5), soft_box(block, ROOT3, **BARE)
+    np.testing.assert_allclose(moved, there - 1 / 16, atol=1e-6)
+    in_the_corner = soft_box(np.roll(block, (-2, -4), (0, 1)), ROOT3, **BARE, cell_offset=0.5)
+    np.testing.assert_allclose(in_the_corner[:2], 0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("top", "left", "bottom", "right"), [(1, 2, 4, 6), (0, 0, 3, 4), (5, 7, 6, 8), (2, 0, 3, 8)])
 def test_soft_box_of_a_uniform_block_is_the_block(top, left, bottom, right):
     block = np.zeros((6, 8), np.float32)
