@@ -1,21 +1,20 @@
 """The command line: parses, checks, and turns every mistake of the user into one line and exit code 2."""
 
 import argparse
-import ast
 import difflib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
 from c2f_jax.errors import Interrupted, UserError
-from c2f_jax.runs import supervisor
+from c2f_jax.runs import fields, supervisor
+from c2f_jax.runs.config_file import load_config, located, override
 from c2f_jax.runs.interruption import Interruption
-from c2f_jax.runs.workdir import read_config
+from c2f_jax.runs.workdir import as_path, check_reading, read_config
 
 MODES = ("train", "eval", "predict")
 DEFAULT_CONFIG = "configs/paper_birds.py"
@@ -77,8 +76,13 @@ def _run(command: Command) -> int:
 
 def _told(error: Exception, code: int) -> int:
     if not supervisor.is_supervised() or _is_first():
-        print(f"launch.py: {error}", file=sys.stderr)
+        print(f"launch.py: {_one_line(str(error))}", file=sys.stderr)
     return code
+
+
+def _one_line(text: str) -> str:
+    """What would end a line, or turn the terminal upside down, is spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _is_first() -> bool:
@@ -140,9 +144,116 @@ def run(command: Command, interruption: Interruption | None = None) -> None:
         train_and_evaluate(command.config, command.workdir, interruption=interruption)
 
 
+class _Flag(NamedTuple):
+    """What `--help` says of a flag, and in which modes it has a meaning."""
+
+    modes: tuple[str, ...]
+    value: str
+    help: str
+
+
+# One line a flag. `parse` tells who gives one to a mode that has no use for it.
+FLAGS = {
+    "config": _Flag(("train",), "FILE", f"what to run; default {DEFAULT_CONFIG}"),
+    "config.GROUP.FIELD": _Flag(
+        ("train",), "VALUE", "any field of it, e.g. --config.train.batch_size=32; all are in docs/config.md"
+    ),
+    "workdir": _Flag(MODES, "DIR", "where the run lives; default runs/<the config's name>"),
+    "images": _Flag(("predict",), "DIR", "the folder of images, in any depth"),
+    "output": _Flag(("predict",), "CSV", "the file to write; default predictions.csv"),
+    "overlays": _Flag(("predict",), "DIR", "a new folder for pictures of what the model looked at"),
+    "coordinator": _Flag(("train", "eval"), "HOST:PORT", "several processes elsewhere: where process 0 is reached"),
+    "processes": _Flag(("train", "eval"), "N", "with --coordinator: how many there are"),
+    "process": _Flag(("train", "eval"), "I", "with --coordinator: which one this is, from 0"),
+}
+SWITCHES = {
+    "multiprocess": _Flag(
+        ("train", "eval"),
+        "",
+        "this is one of several processes, which TPU metadata, SLURM, Open MPI or Kubernetes know",
+    ),
+}
+ALWAYS = ("config", "config.GROUP.FIELD")  # taken by all modes, told by the help of those that need them
+
+DESCRIPTIONS = {
+    "train": """\
+Classifies images by two looks: attention maps on a coarse view find where to look again. This trains such a model, or
+goes on with a run that was stopped; --mode=eval measures the last checkpoint of a run on its test part, and
+--mode=predict says what a run's model sees in a folder of images. `--mode=MODE --help` has the flags of each.""",
+    "eval": """\
+Measures the last checkpoint of the run in --workdir on the test part of its data, and changes nothing in it. It needs
+no --config: the run has kept its own. What changes no result may be given otherwise, such as the batch size.""",
+    "predict": """\
+Says what the model of the run in --workdir sees in each image of a folder: a CSV file with the likeliest classes and
+the box of the second look, and pictures of it. It needs no --config: the run has kept its own.""",
+}
+EXAMPLES = {
+    "train": """\
+examples:
+  python launch.py
+      the embedded data set, drawn birds: 4 to 5 minutes on two CPU cores; the run is in runs/paper_birds
+  python launch.py --config configs/folder.py --config.dataset.path=photos --workdir runs/mine
+      your own photos, one folder per class
+  python launch.py --mode=predict --workdir runs/mine --images new
+      predictions for a folder of images""",
+    "eval": """\
+examples:
+  python launch.py --mode=eval
+      the run in runs/paper_birds
+  python launch.py --mode=eval --workdir runs/mine
+      another one
+  python launch.py --mode=eval --workdir runs/mine --config.train.eval_batch_size=16
+      with less memory""",
+    "predict": """\
+examples:
+  python launch.py --mode=predict --workdir runs/mine --images new
+      writes predictions.csv
+  python launch.py --mode=predict --workdir runs/mine --images new --output new.csv --overlays pictures
+      and a picture for each image: box, attention, second look
+  python launch.py --mode=predict --workdir runs/mine --images new --config.train.eval_batch_size=16
+      with less memory""",
+}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see python launch.py --help")
+
+
+def _parser(mode: str) -> _Parser:
+    """Takes all flags; its help tells of those that have a meaning in `mode`."""
+    parser = _Parser(
+        prog="launch.py",
+        usage="python launch.py" + (f" --mode={mode}" if mode != "train" else "") + " [flags]",
+        description=DESCRIPTIONS[mode],
+        epilog=EXAMPLES[mode],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--mode", default="train", help=f"{', '.join(MODES)}; default train")
+    for name, flag in FLAGS.items():
+        told = flag.help if mode in flag.modes else argparse.SUPPRESS
+        kind = int if flag.value in ("N", "I") else str
+        parser.add_argument(f"--{name}", metavar=flag.value, type=kind, help=told)
+    for name, flag in SWITCHES.items():
+        told = flag.help if mode in flag.modes else argparse.SUPPRESS
+        parser.add_argument(f"--{name}", action="store_true", help=told)
+    return parser
+
+
+def _mode(argv: Sequence[str]) -> str:
+    """The mode that a command line is for, before all of it is parsed.
+
+    Raises:
+        UserError: if there is no such mode.
+    """
+    mode = "train"
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        if word == "--mode" or word.startswith("--mode="):
+            mode = word.partition("=")[2] if "=" in word else following
+    if mode not in MODES:
+        raise UserError(f"--mode must be one of {', '.join(MODES)}; got {mode!r}")
+    return mode
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -151,53 +262,64 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
         UserError: for everything that is wrong with it.
     """
-    parser = _Parser(prog="launch.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help=f"what to run; default {DEFAULT_CONFIG}")
-    parser.add_argument("--config.FIELD", metavar="VALUE", help="any field of it, e.g. --config.train.batch_size=32")
-    parser.add_argument("--workdir", metavar="DIR", help="where the run lives; default runs/<the config's name>")
-    parser.add_argument("--mode", default="train", help="train (goes on where a run stopped; default), eval or predict")
-    parser.add_argument("--images", metavar="DIR", help="predict: the folder of images")
-    parser.add_argument("--output", metavar="CSV", help="predict: the file to write; default predictions.csv")
-    parser.add_argument("--overlays", metavar="DIR", help="predict: a folder for pictures of what the model looked at")
-    parser.add_argument(
-        "--multiprocess",
-        action="store_true",
-        help="this is one of several processes, which TPU metadata, SLURM, Open MPI or Kubernetes know",
-    )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="the same without those: where process 0 is reached")
-    parser.add_argument("--processes", type=int, metavar="N", help="with --coordinator: how many there are")
-    parser.add_argument("--process", type=int, metavar="I", help="with --coordinator: which one this is, from 0")
-    options, rest = parser.parse_known_args(_joined(argv))
-
-    if options.mode not in MODES:
-        raise UserError(f"--mode must be one of {', '.join(MODES)}; got {options.mode!r}")
-    config_path = Path(options.config or DEFAULT_CONFIG)
-    workdir = Path(options.workdir or f"runs/{config_path.stem}")
-    predicting = options.mode == "predict"
-    for name in ("images", "output", "overlays"):
-        if getattr(options, name) is not None and not predicting:
-            raise UserError(f"--{name} belongs to --mode predict; this is --mode {options.mode}")
+    mode = _mode(argv)
+    options, rest = _parser(mode).parse_known_args(_joined(argv))
+    for name, flag in (FLAGS | SWITCHES).items():
+        if getattr(options, name, None) not in (None, False) and mode not in flag.modes and name not in ALWAYS:
+            raise UserError(f"--{name} belongs to --mode {' and '.join(flag.modes)}; this is --mode {mode}")
+    predicting = mode == "predict"
     if predicting and options.images is None:
         raise UserError("--mode predict needs --images DIR, the folder of images")
+    given = {name: getattr(options, name) for name in ("config", "workdir", "images", "output", "overlays")}
+    paths = {name: as_path(f"--{name}", text) for name, text in given.items() if text is not None}
+    workdir = paths.get("workdir", Path("runs") / paths.get("config", Path(DEFAULT_CONFIG)).stem)
     cluster = _cluster(options)
-    if predicting and cluster is not None:
-        raise UserError(
-            "--mode predict runs in one process, on all of its devices; leave out --multiprocess and --coordinator"
-        )
-    of_run = options.mode != "train" and options.config is None
-    config = read_config(workdir) if of_run else load_config(config_path)
-    for word in rest:
-        override(config, word)
+    config = _config(mode, paths.get("config"), workdir, rest)
     config.lock()
-    return Command(
-        config,
-        workdir,
-        options.mode,
-        cluster,
-        Path(options.images) if predicting else None,
-        Path(options.output or "predictions.csv") if predicting else None,
-        Path(options.overlays) if options.overlays is not None else None,
-    )
+    output = paths.get("output", Path("predictions.csv")) if predicting else None
+    return Command(config, workdir, mode, cluster, paths.get("images"), output, paths.get("overlays"))
+
+
+def _config(mode: str, path: Path | None, workdir: Path, rest: Sequence[str]) -> ConfigDict:
+    """The config of the command, checked: from a file, or the run's own, with the fields that flags give.
+
+    Raises:
+        UserError: if it has a value that cannot be used, or one that the weights in `workdir` were not made for.
+    """
+    words = [_field(word) for word in rest]
+    training = mode == "train"
+    if training or path is not None:
+        path = path or Path(DEFAULT_CONFIG)
+        config = load_config(path)
+    else:
+        config = read_config(workdir)
+    for name, text in words:
+        override(config, name, text)
+    try:
+        fields.check(config, training=training)
+    except fields.FieldError as error:
+        if path is None:
+            raise UserError(f"{workdir / 'config.json'}: {error}") from error
+        raise located(path, error) from error
+    if not training:
+        check_reading(workdir, config)
+    return config
+
+
+def _field(word: str) -> tuple[str, str]:
+    """`--config.a.b=v` -> ("a.b", "v").
+
+    Raises:
+        UserError: if the word is something else.
+    """
+    name, equals, text = word.removeprefix("--config.").partition("=")
+    if not word.startswith("--config."):
+        flags = [f"--{flag}" for flag in ("mode", *FLAGS, *SWITCHES)]
+        close = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
+        raise UserError(f"there is no flag {word}" + (f"; {close[0]}?" if close else "; see python launch.py --help"))
+    if not equals:
+        raise UserError(f"{word} needs a value: {word}=...")
+    return name, text
 
 
 def _cluster(options: argparse.Namespace) -> Cluster | None:
@@ -229,71 +351,3 @@ def _joined(argv: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
-
-
-def load_config(path: Path) -> ConfigDict:
-    """What `get_config()` of a Python file returns.
-
-    Raises:
-        UserError: if there is no such file, or no such function in it.
-    """
-    if not path.is_file():
-        raise UserError(f"--config: there is no file {path}; those that ship are in configs/")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config: {path} has no function get_config()")
-    return module.get_config()
-
-
-def override(config: ConfigDict, word: str) -> None:
-    """Sets one field from `--config.a.b=v`, with the type it has.
-
-    Raises:
-        UserError: if the word is something else, the field does not exist, or the value has another type.
-    """
-    name, equals, text = word.removeprefix("--config.").partition("=")
-    if not word.startswith("--config."):
-        flags = ["--config", "--workdir", "--mode", "--images", "--output", "--overlays", "--multiprocess"]
-        flags += [f"--{name}" for name in Cluster._fields]
-        close = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
-        raise UserError(f"there is no flag {word}" + (f"; {close[0]}?" if close else "; see python launch.py --help"))
-    if not equals:
-        raise UserError(f"{word} needs a value: {word}=...")
-    *groups, field = name.split(".")
-    group = config
-    for depth, part in enumerate([*groups, field]):
-        if not isinstance(group, ConfigDict) or part not in group:
-            known = list(group.keys()) if isinstance(group, ConfigDict) else []
-            close = difflib.get_close_matches(part, known, n=1)
-            where = ".".join(["config", *name.split(".")[:depth]])
-            hint = f"; {close[0]}?" if close else f"; there are {', '.join(sorted(known))}" if known else ""
-            raise UserError(f"{where} has no field {part!r}{hint}")
-        if depth < len(groups):
-            group = group[part]
-    if isinstance(group[field], ConfigDict):
-        raise UserError(f"config.{name} is a group of fields, not a field: {', '.join(sorted(group[field].keys()))}")
-    group[field] = _value(f"config.{name}", text, group[field], group.get_type(field))
-
-
-def _value(name: str, text: str, current: Any, kind: type) -> Any:
-    if kind is str:
-        return text
-    try:
-        value = ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
-    except (ValueError, SyntaxError):
-        value = text
-    if kind is type(None):  # a field that a finished run's config.json has left open
-        return value
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind is tuple and isinstance(value, list):
-        value = tuple(value)
-    fits = type(value) is kind and (not isinstance(value, tuple) or len(value) == len(current))
-    if not fits and not (value is None and current is None):
-        length = f" of {len(current)}" if kind is tuple else ""
-        raise UserError(f"{name} takes {kind.__name__}{length}, such as {current!r}; got {text!r}")
-    return value

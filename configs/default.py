@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of initialisation, data order and augmentation
 
     config.dataset = dataset = ml_collections.ConfigDict()
-    dataset.name = "paper_birds"  # or cub200_2011, folder
+    dataset.name = "paper_birds"  # drawn; or photos: cub200_2011, folder
     dataset.path = ""  # cub200_2011: the official archive or its folder, empty: fetched; folder: a tree or a table
     dataset.cache_dir = "~/.cache/c2f_jax"  # where prepared data go; never beside the photos
     dataset.unreadable = "skip"  # image files that cannot be read: listed once and skipped, or "fail"
@@ -28,21 +28,21 @@ def get_config() -> ml_collections.ConfigDict:
     dataset.raw_size = 512  # pixels, the side R of the square raw images that views are cut from (WS-DAN)
     dataset.memory_mib = 2048  # host memory for photos kept decoded, MiB: training ones first, then validation ones
     dataset.validation_fraction = 0.1  # share of the training part set aside; 0 trains on everything
-    dataset.train_size = ml_collections.config_dict.placeholder(int)  # paper_birds: how many to draw
-    dataset.test_size = ml_collections.config_dict.placeholder(int)
+    dataset.train_size = ml_collections.config_dict.placeholder(int)  # paper_birds: how many to draw; None: 4096
+    dataset.test_size = ml_collections.config_dict.placeholder(int)  # the same for the test part; None: 1024
 
     config.augment = augment = ml_collections.ConfigDict()
     # Whether a raw image is a square window of the photo, whose shorter side is scaled to R; otherwise all of it,
     # squeezed to R x R (WS-DAN).
     augment.keep_aspect = False
     augment.min_side = 0.875  # side of the random coarse box, U(min_side, max_side) of the image (WS-DAN's 448 of 512)
-    augment.max_side = 0.875
+    augment.max_side = 0.875  # the other end of it
     augment.test_side = 0.875  # side of the central coarse box in evaluation and prediction (WS-DAN's 448 of 512)
     augment.flip = True  # mirror half of the views (WS-DAN)
     augment.brightness = 32 / 255  # shift, fraction of the range (WS-DAN)
     augment.saturation = (0.5, 1.5)  # factor (WS-DAN)
     augment.mean = (127.5, 127.5, 127.5)  # grey levels; with std: input in [-1, 1] (WS-DAN)
-    augment.std = (127.5, 127.5, 127.5)
+    augment.std = (127.5, 127.5, 127.5)  # grey levels
 
     config.model = model = ml_collections.ConfigDict()
     model.backbone = "resnet50"
@@ -61,7 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
     region.box_gradient = "all"  # through the fine view's box: none, mapping or all (C2F: a differentiable path)
     region.box_gradient_scale = 0.1  # factor on that gradient (ours)
     region.min_side = 0.3  # limits of the box's sides, learned or random, fraction of the coarse view (ours)
-    region.max_side = 1.0
+    region.max_side = 1.0  # the other end of it
     region.kappa = 3.0**0.5  # half sides in standard deviations at the start; sqrt(3): exact for a uniform block (ours)
     region.floor = 0.0  # share of the mean map's maximum that counts as background, not as region (ours)
     region.background = 0.0  # share of its mean that does: the larger of the two (ours)
@@ -96,10 +96,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 12  # of all devices together (WS-DAN)
     train.accumulate = 1  # compute the batch in so many parts, one after the other, to save memory (batch norm by part)
-    train.eval_batch_size = 64
-    train.eval_every_epochs = 1.0  # on the validation part
-    train.log_every_steps = 50
-    train.checkpoint_every_steps = 500
+    train.eval_batch_size = 64  # rounded up to what the devices divide
+    train.eval_every_epochs = 1.0  # on the validation part; 0: never
+    train.log_every_steps = 50  # a line of metrics.jsonl
+    train.checkpoint_every_steps = 500  # and at the stages' ends
 
     # Compiled programs, for the next start; empty: none. The variable JAX_COMPILATION_CACHE_DIR goes first.
     config.compilation_cache = "~/.cache/c2f_jax/compiled"

@@ -8,7 +8,7 @@ import pytest
 from c2f_jax import cli
 from c2f_jax.errors import UserError
 from c2f_jax.inference import load_model
-from c2f_jax.runs.workdir import FIELDS
+from c2f_jax.runs.workdir import FIELDS, claim_workdir, read_config
 from configs import default
 
 
@@ -35,8 +35,8 @@ def refused(capsys, *argv):
         (["--config.train.batch_size"], ["needs a value"]),
         (["--config.method=coarse3fine"], ["method", "coarse2fine"]),
         (["--config.region.box_gradient=some"], ["region.box_gradient", "mapping"]),
-        (["--config.region.floor=1.0"], ["region.floor", "[0, 1)"]),
-        (["--config.region.background=1.5"], ["region.background", "[0, 1]"]),
+        (["--config.region.floor=1.0"], ["region.floor", "from 0 to 0.99", "'1.0'"]),
+        (["--config.region.background=1.5"], ["region.background", "from 0 to 1"]),
         (["--config.model.backbone=resnet51"], ["model.backbone", "resnet50"]),
         (["--config.train.batch_size=6"], ["train.batch_size=6", "4 devices", "--config.train.batch_size=4"]),
         (["--config.train.accumulate=3"], ["train.accumulate=3", "each device's share of the batch, 8 images"]),
@@ -72,6 +72,7 @@ def test_workdir_with_another_config(capsys, tmp_path):
     config = json.loads(cli.load_config(cli.Path(cli.DEFAULT_CONFIG)).to_json())
     config["seed"] = 7
     (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 50, "stage": "coarse", "split": "train", "loss": 1.0}\n')
     line = refused(capsys, f"--workdir={tmp_path}")
     assert "seed: 7 there, 0 now" in line and "--workdir" in line
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
@@ -81,6 +82,154 @@ def test_workdir_that_is_something_else(capsys, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     assert "not a run" in refused(capsys, f"--workdir={tmp_path}")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--workdir="], "--workdir is empty"),
+        (["--config="], "--config is empty"),
+        (["--mode=predict", "--images="], "--images is empty"),
+        (["--mode=predict", "--images=a", "--output="], "--output is empty"),
+        (["--mode=predict", "--images=a", "--overlays="], "--overlays is empty"),
+        (["--workdir=~nobody_of_that_name/run"], "no home folder"),
+        (["--workdir=a\0b"], "NUL"),
+        (["--workdir=gs://bucket/run"], "on this machine"),
+        (["--nothing\nat\nall"], r"--nothing\nat\nall"),
+        (["--images=a"], "belongs to --mode predict"),
+        (["--mode=predict", "--images=a", "--multiprocess"], "belongs to --mode train and eval"),
+        (["--mode", "nothing", "--help"], "--mode must be one of"),
+    ],
+)
+def test_paths_and_flags_that_cannot_be(capsys, argv, words):
+    assert words in refused(capsys, *argv)
+
+
+def test_home_is_known_in_every_path(tmp_path, monkeypatch, finished_config):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(finished_config)
+    paths = ["--images=~/new", "--output=~/out.csv", "--overlays=~/pictures"]
+    command = cli.parse(["--mode=predict", "--workdir=~/run", *paths])
+    assert [command.workdir, command.images, command.output, command.overlays] == [
+        tmp_path / name for name in ("run", "new", "out.csv", "pictures")
+    ]
+
+
+@pytest.fixture
+def finished_config():
+    return cli.load_config(cli.Path(cli.DEFAULT_CONFIG)).to_json()
+
+
+@pytest.mark.parametrize("mode", ["eval", "predict"])
+def test_weights_are_looked_at_as_they_were_made(capsys, tmp_path, finished_config, mode):
+    """What they were not made for is named with both values; what changes nothing passes."""
+    (tmp_path / "config.json").write_text(finished_config)
+    command = [f"--mode={mode}", f"--workdir={tmp_path}", *(["--images=new"] if mode == "predict" else [])]
+    against = {
+        "method": "wsdan",
+        "model.backbone": "resnet18",
+        "model.num_maps": "9",
+        "model.view_size": "72",
+        "model.feature_scale": "21.0",
+        "dataset.raw_size": "96",
+        "augment.test_side": "0.5",
+        "augment.keep_aspect": "true",
+        "augment.std": "(58.0, 58.0, 58.0)",
+        "region.max_side": "0.9",
+    }
+    for name, value in against.items():
+        line = refused(capsys, *command, f"--config.{name}={value}")
+        assert f"{name}=" in line and "made with" in line and str(tmp_path) in line
+    two = refused(capsys, *command, "--config.method=wsdan", "--config.model.num_maps=9")
+    assert "method=wsdan, made with coarse2fine" in two and "model.num_maps=9, made with 8" in two
+    free = ["train.eval_batch_size=3", "dataset.cache_dir=/elsewhere", "compilation_cache=", "dataset.test_size=9"]
+    free += ["dataset.memory_mib=0", "model.dtype=bfloat16"]
+    config = cli.parse([*command, *(f"--config.{word}" for word in free)]).config
+    assert config.train.eval_batch_size == 3 and config.model.dtype == "bfloat16"
+    # By a file as by flags: this one is for photos.
+    line = refused(capsys, *command, "--config=configs/cub.py")
+    assert "model.backbone=resnet50, made with resnet10_small" in line
+
+
+@pytest.mark.parametrize("content", ["{half", "[]", "3", '"text"', "{}", '{"train": 3}', '{"seed": "x"}'])
+def test_a_config_of_a_run_that_is_none(capsys, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    for argv in (["--mode=eval"], ["--mode=predict", "--images=new"], []):
+        assert str(tmp_path / "config.json") in refused(capsys, *argv, f"--workdir={tmp_path}")
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_an_old_runs_training_is_not_judged_again(tmp_path, finished_config):
+    """It was trained with what is refused today, and is looked at all the same."""
+    config = json.loads(finished_config)
+    config["optimizer"]["momentum"], config["optimizer"]["learning_rate"], config["seed"] = 1.0, 1e30, -1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert cli.parse(["--mode=eval", f"--workdir={tmp_path}"]).config.seed == -1
+
+
+# --- Whose place a workdir is. ---
+
+
+def test_a_run_that_recorded_nothing_leaves_its_place_to_the_corrected_command(tmp_path):
+    first, second = (cli.load_config(cli.Path(cli.DEFAULT_CONFIG)) for _ in range(2))
+    second.optimizer.learning_rate = 1e-3
+    claim_workdir(tmp_path, first, ["a", "b"])
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    assert claim_workdir(tmp_path, first, ["a", "b"]) == ()
+    (note,) = claim_workdir(tmp_path, second, ["a", "b", "c"])
+    assert "recorded nothing" in note and read_config(tmp_path).optimizer.learning_rate == 1e-3
+    assert json.loads((tmp_path / "class_names.json").read_text()) == ["a", "b", "c"]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 50}\n')
+    with pytest.raises(UserError, match="learning_rate: 0.001 there, 0.008 now"):
+        claim_workdir(tmp_path, first, ["a", "b", "c"])
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "checkpoints" / "500").mkdir()
+    with pytest.raises(UserError, match="learning_rate"):
+        claim_workdir(tmp_path, first, ["a", "b", "c"])
+
+
+def test_a_folder_with_somebody_elses_config_is_not_taken(capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "my-site", "theme": {"dark": true}}')
+    (tmp_path / "index.html").touch()
+    assert "lacks" in refused(capsys, f"--workdir={tmp_path}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "index.html"]
+
+
+# --- What --help says. ---
+
+
+@pytest.mark.parametrize(
+    ("argv", "told", "untold"),
+    [
+        (["--help"], ["--config.GROUP.FIELD", "--multiprocess", "docs/config.md"], ["--images", "--overlays"]),
+        (["-h", "--mode", "eval"], ["--multiprocess", "changes nothing"], ["--images", "--config.GROUP"]),
+        (["--mode=predict", "--help"], ["--images", "--output", "--overlays", "CSV"], ["--multiprocess", "--process"]),
+    ],
+)
+def test_help_tells_what_belongs_to_the_mode(capsys, argv, told, untold):
+    with pytest.raises(SystemExit) as left:
+        cli.main(argv)
+    text = capsys.readouterr().out
+    assert left.value.code == 0 and text.count("\n  python launch.py") == 3 and max(map(len, text.splitlines())) <= 120
+    for words in told:
+        assert words in text
+    for words in untold:
+        assert words not in text.split("examples:")[0]
+    for line in text.splitlines():  # the examples can be given as they are
+        if line.startswith("  python launch.py") and "mode" not in line:
+            assert cli.parse(line.split()[2:]).mode == "train"
+
+
+def test_every_flag_is_told_in_the_help_of_its_modes(capsys):
+    for mode in cli.MODES:
+        with pytest.raises(SystemExit):
+            cli.main([f"--mode={mode}", "--help"])
+        text = capsys.readouterr().out.split("examples:")[0]
+        for name, flag in (cli.FLAGS | cli.SWITCHES).items():
+            assert (f"--{name} " in text or f"--{name}\n" in text) == (mode in flag.modes), (mode, name)
 
 
 def test_overrides_take_the_fields_type():

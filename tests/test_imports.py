@@ -33,7 +33,7 @@ ONLY_HERE = {
     "grain": ("data.pipeline",),
     "huggingface_hub": ("models.pretrained",),
     "matplotlib": ("evaluation.pictures",),
-    "ml_collections": ("cli", "runs.workdir"),
+    "ml_collections": ("cli", "runs.config_file", "runs.workdir"),
     "rich": ("runs.writers",),
     "safetensors": ("models.pretrained",),
     "scipy": ("evaluation.localization",),

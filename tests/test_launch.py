@@ -42,7 +42,7 @@ def test_compiled_programs_are_kept(tmp_path):
     """A run of two steps leaves its programs in the cache, and a second one finds them."""
     settings = ["--config.method=baseline", "--config.dataset.train_size=80", "--config.dataset.test_size=16"]
     settings += ["--config.train.batch_size=8", "--config.stages.coarse_epochs=0.25", "--config.model.view_size=32"]
-    settings += [f"--config.compilation_cache={tmp_path / 'compiled'}"]
+    settings += [f"--config.compilation_cache={tmp_path / 'compiled'}", "--config.optimizer.warmup_epochs=0"]
     environment = {"JAX_PLATFORMS": "cpu", "JAX_LOGGING_LEVEL": "DEBUG"}
     first, second = (launch(*settings, f"--workdir={tmp_path / name}", **environment) for name in ("one", "two"))
     assert first.returncode == second.returncode == 0, first.stderr[-2000:] + second.stderr[-2000:]

@@ -50,6 +50,11 @@ def _make(name: str, *, output_stride: int = 0, **settings: Any) -> nn.Module:
     return constructor(**{**strides.get(output_stride, {}), **settings})
 
 
+def output_strides(name: str) -> tuple[int, ...]:
+    """Pixels of the view per pixel of the feature map that the backbone `name` can have; its own comes first."""
+    return tuple(_CONSTRUCTORS[name][1])
+
+
 BACKBONES: dict[str, Callable[..., nn.Module]] = {name: functools.partial(_make, name) for name in _CONSTRUCTORS}
 """Name to constructor with keyword arguments `dtype` (compute dtype), `axis_name` (see `ResNet`) and `output_stride`:
 pixels of the image per pixel of the feature map, 0 for the backbone's own; ValueError where it has no such stride."""

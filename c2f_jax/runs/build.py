@@ -13,74 +13,70 @@ from c2f_jax.data.raw import Raw
 from c2f_jax.data.sources import Balanced, Labelled, Source, Splits, load
 from c2f_jax.data.splitting import compile_pattern
 from c2f_jax.errors import UserError
-from c2f_jax.models.attention_network import ATTENTION_INITS, BOX_GRADIENTS, AttentionNetwork, PooledNetwork
-from c2f_jax.models.backbones import BACKBONES
+from c2f_jax.models.attention_network import AttentionNetwork, PooledNetwork
+from c2f_jax.models.backbones import BACKBONES, output_strides
 from c2f_jax.models.pretrained import load_pretrained
 from c2f_jax.models.two_looks import learned_region, threshold_region
-from c2f_jax.runs import parallel, processes
+from c2f_jax.runs import fields, parallel, processes
 from c2f_jax.training import augment, losses
 from c2f_jax.training.optimizer import make_optimizer, make_schedule
 from c2f_jax.training.stages import Stage, stage_of_checkpoint
 from c2f_jax.training.train_state import TrainState, create_train_state, init_variables, switch_stage
 
-METHODS = ("baseline", "attention", "wsdan", "coarse2fine", "random_box")
-DTYPES = ("float32", "bfloat16", "float64")
-
-
-def _check_choice(field: str, value: str, choices: Any) -> None:
-    if value not in choices:
-        raise UserError(f"{field} must be one of {', '.join(sorted(choices))}; got {value!r}")
+TWO_STAGES = ("coarse2fine", "random_box")
+MOST_STEPS = 2**31 - 1  # the state counts them in int32
 
 
 def check(config: Any) -> None:
     """Raises UserError for values that no use of a run could do with, before anything is read or written."""
-    _check_choice("method", config.method, METHODS)
-    _check_choice("model.backbone", config.model.backbone, BACKBONES)
-    _check_choice("model.attention_init", config.model.attention_init, ATTENTION_INITS)
-    _check_choice("model.dtype", config.model.dtype, DTYPES)
-    _check_choice("region.box_gradient", config.region.box_gradient, BOX_GRADIENTS)
-    _check_choice("optimizer.name", config.optimizer.name, ("sgd", "adamw"))
-    _check_choice("optimizer.schedule", config.optimizer.schedule, ("cosine", "exponential"))
-    _check_choice("dataset.unreadable", config.dataset.unreadable, ("skip", "fail"))
-    _check_choice("parallel.backend", config.parallel.backend, ("jit", "pmap"))
+    fields.check(config, training=False)
     compile_pattern(config.dataset.group_by)
-    if config.dataset.shots < 0:
-        raise UserError(f"dataset.shots must be 0 (all) or more images of each class; got {config.dataset.shots}")
-    if not 0.0 <= config.dataset.validation_fraction < 1.0:
-        raise UserError(f"dataset.validation_fraction must lie in [0, 1); got {config.dataset.validation_fraction}")
-    if not 0.0 < config.region.min_side < config.region.max_side <= 1.0:
+    model, region = config.model, config.region
+    if not region.min_side < region.max_side:
         raise UserError(
-            "region.min_side and region.max_side must satisfy 0 < min < max <= 1; "
-            f"got {config.region.min_side} and {config.region.max_side}"
+            f"region.min_side={region.min_side} must be less than region.max_side={region.max_side}: "
+            "they are the limits of the second look's sides"
         )
-    if not 0.0 <= config.region.floor < 1.0:
-        raise UserError(f"region.floor must lie in [0, 1); got {config.region.floor}")
-    if not 0.0 <= config.region.background <= 1.0:
-        raise UserError(f"region.background must lie in [0, 1]; got {config.region.background}")
-    if not 0.0 < config.augment.min_side <= config.augment.max_side <= 1.0:
+    strides = output_strides(model.backbone)
+    if model.output_stride not in (0, *strides):
         raise UserError(
-            "augment.min_side and augment.max_side must satisfy 0 < min <= max <= 1; "
-            f"got {config.augment.min_side} and {config.augment.max_side}"
+            f"model.output_stride={model.output_stride}: {model.backbone} has "
+            f"{' or '.join(str(stride) for stride in strides)} (0: {strides[0]})"
         )
-    if not 0.0 < config.augment.test_side <= 1.0:
-        raise UserError(f"augment.test_side must lie in (0, 1]; got {config.augment.test_side}")
-    for name in ("log_every_steps", "checkpoint_every_steps"):
-        if config.train[name] < 1:
-            raise UserError(f"train.{name} must be at least 1; got {config.train[name]}")
-    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+    stride = model.output_stride or strides[0]
+    if model.view_size < stride:
+        raise UserError(
+            f"model.view_size={model.view_size} is less than one feature of {model.backbone}, {stride} pixels; "
+            f"try --config.model.view_size={4 * stride}"
+        )
+    if model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
-    if config.train.eval_batch_size < 1:
-        raise UserError(f"train.eval_batch_size must be at least 1; got {config.train.eval_batch_size}")
 
 
 def check_training(config: Any) -> None:
     """Raises UserError for values that nobody could train with on these devices."""
+    fields.check(config)
     check(config)
-    parallel.check_batch_size("train.batch_size", config.train.batch_size)
-    share = config.train.batch_size // parallel.device_count()
-    if config.train.accumulate < 1 or share % config.train.accumulate:
+    augment, stages, optimizer, train = config.augment, config.stages, config.optimizer, config.train
+    if augment.min_side > augment.max_side:
         raise UserError(
-            f"train.accumulate={config.train.accumulate} must divide each device's share of the batch, {share} images"
+            f"augment.min_side={augment.min_side} must not be more than augment.max_side={augment.max_side}: "
+            "the sides of the random coarse boxes are drawn between them"
+        )
+    if augment.saturation[0] > augment.saturation[1]:
+        raise UserError(f"augment.saturation={augment.saturation} must be (lowest, highest) factor")
+    for name in ("coarse_epochs", "fine_epochs") if config.method in TWO_STAGES else ("coarse_epochs",):
+        if 0.0 < stages[name] < optimizer.warmup_epochs:
+            raise UserError(
+                f"optimizer.warmup_epochs={optimizer.warmup_epochs} is longer than a stage, stages.{name}="
+                f"{stages[name]}, which would never reach its learning rate; "
+                f"try --config.optimizer.warmup_epochs={stages[name] / 10:g}"
+            )
+    parallel.check_batch_size("train.batch_size", train.batch_size)
+    share = train.batch_size // parallel.device_count()
+    if share % train.accumulate:
+        raise UserError(
+            f"train.accumulate={train.accumulate} must divide each device's share of the batch, {share} images"
         )
 
 
@@ -209,6 +205,9 @@ def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
             f"stages.coarse_epochs={config.stages.coarse_epochs} leaves no step to take; "
             "try --config.stages.coarse_epochs=1"
         )
+    if stages[-1].end > MOST_STEPS:
+        epochs = f"stages.coarse_epochs={config.stages.coarse_epochs}, stages.fine_epochs={config.stages.fine_epochs}"
+        raise UserError(f"{epochs} are {stages[-1].end} steps of {batch_size} images; {MOST_STEPS} can be counted")
     return tuple(stages)
 
 
@@ -299,8 +298,9 @@ class Run:
 
     def evaluation_is_due(self, step: int) -> bool:
         """Whether the validation part is evaluated before `step`: every so many epochs, and never before the first."""
-        every = round(self.config.train.eval_every_epochs * len(self.splits.train) / self.config.train.batch_size)
-        return len(self.splits.validation) > 0 and every > 0 and step > 0 and step % every == 0
+        epochs = self.config.train.eval_every_epochs  # 0: never; less than a step: after each
+        every = max(1, round(epochs * len(self.splits.train) / self.config.train.batch_size))
+        return len(self.splits.validation) > 0 and epochs > 0 and step > 0 and step % every == 0
 
 
 def _in_dtype(tree: Any, dtype: str) -> Any:

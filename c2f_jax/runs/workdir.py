@@ -10,40 +10,15 @@ from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 from c2f_jax.errors import UserError
+from c2f_jax.runs import fields
 
 LOCK = "train.lock"
 TOKEN = "shared.tmp"  # by which several processes see whether they share the folder
 # What a start that was killed before it had claimed the workdir may have left.
 UNCLAIMED = {LOCK, TOKEN, "class_names.json", "class_names.tmp", "config.tmp"}
 
-# By group ("": none), what a run's config holds: the fields of configs/default.py, which a package cannot import and a
-# test compares.
-FIELDS: dict[str, tuple[str, ...]] = {
-    "": ("method", "seed", "compilation_cache"),
-    "dataset": (
-        *("name", "path", "cache_dir", "unreadable", "raw_size", "memory_mib", "validation_fraction"),
-        *("train_size", "test_size", "group_by", "shots", "class_balanced"),
-    ),
-    "augment": (
-        *("keep_aspect", "min_side", "max_side", "test_side", "flip", "brightness", "saturation", "mean", "std"),
-    ),
-    "model": (
-        *("backbone", "pretrained", "output_stride", "view_size", "num_maps", "attention_init"),
-        *("feature_channels", "feature_scale", "dtype"),
-    ),
-    "region": ("box_gradient", "box_gradient_scale", "min_side", "max_side", "kappa", "floor", "background"),
-    "loss": ("center_weight", "center_rate", "drop_view"),
-    "stages": ("coarse_epochs", "fine_epochs"),
-    "optimizer": (
-        *("name", "learning_rate", "head_factor", "region_factor", "fine_factor", "momentum", "weight_decay"),
-        *("clip_norm", "schedule", "warmup_epochs", "decay_rate", "decay_epochs"),
-    ),
-    "train": (
-        *("batch_size", "accumulate", "eval_batch_size", "eval_every_epochs", "log_every_steps"),
-        "checkpoint_every_steps",
-    ),
-    "parallel": ("backend",),
-}
+# By group ("": none), what a run's config holds.
+FIELDS = fields.groups()
 
 # Whoever adds a field says here what the program did before there was one: runs made then stay usable. It need not be
 # the field's default.
@@ -71,6 +46,24 @@ FREE = {
     *("train.eval_batch_size", "train.eval_every_epochs", "train.log_every_steps", "train.checkpoint_every_steps"),
 }
 PATHS = {"dataset.path", "model.pretrained"}
+
+
+def as_path(flag: str, text: str) -> Path:
+    """A path as a user gives it; `~` is the home folder.
+
+    Raises:
+        UserError: if there is no such path; `flag` names it.
+    """
+    if not text.strip():
+        raise UserError(f"{flag} is empty: give a path, or leave the flag out")
+    if "\0" in text:
+        raise UserError(f"{flag}: a path holds no NUL character; got {fields.shown(text)}")
+    if "://" in text:
+        raise UserError(f"{flag} takes a path on this machine; got {fields.shown(text)}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{flag}: there is no home folder for {fields.shown(text)}") from error
 
 
 @contextmanager
@@ -110,6 +103,8 @@ def locked(workdir: Path) -> Iterator[None]:
 def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
     """What differs from the run in `workdir` without changing its result, a line each; writes nothing.
 
+    A run that has recorded nothing yet is no hindrance: its place can be taken.
+
     Raises:
         UserError: if it holds another config, the same config over other classes, or things no run has put there.
     """
@@ -119,6 +114,8 @@ def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tup
             raise UserError(f"{workdir} exists and is not a run of this program: choose another --workdir")
         return ()
     old_fields, new_fields = _fields(_stored(workdir)), _fields(_as_stored(config))
+    if has_recorded_nothing(workdir):
+        return ("takes the place of a run that had recorded nothing",) if old_fields != new_fields else ()
     differences: list[str] = []
     notes: list[str] = []
     for name in sorted({*old_fields, *new_fields}):
@@ -138,13 +135,34 @@ def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tup
 def claim_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
     """Makes `workdir` the place of this config and these classes; returns the lines of `check_workdir`, and raises."""
     notes = check_workdir(workdir, config, class_names)
-    if not (workdir / "config.json").exists():
+    if not (workdir / "config.json").exists() or has_recorded_nothing(workdir):
+        (workdir / "config.json").unlink(missing_ok=True)
         write_json(workdir / "class_names.json", list(class_names))
     # The config comes last: with it the workdir is complete, and without it it is nobody's.
     wanted = _as_stored(config)
     if not (workdir / "config.json").exists() or _json(workdir, "config.json") != wanted:
         write_json(workdir / "config.json", wanted)
     return notes
+
+
+def has_recorded_nothing(workdir: Path) -> bool:
+    """Whether the run in `workdir` has neither a checkpoint nor a line in its log: nothing to go on with."""
+    log = workdir / "metrics.jsonl"
+    recorded = (workdir / "results.json").exists() or (log.exists() and log.stat().st_size > 0)
+    return not recorded and not any((workdir / "checkpoints").glob("[0-9]*"))
+
+
+def check_reading(workdir: Path, config: Any) -> None:
+    """Raises UserError if `config`, to look at the run in `workdir` with, is not what its weights were made for."""
+    there, given = _fields(_stored(workdir)), _fields(_as_stored(config))
+    differences = [
+        f"{name}={given[name]}, made with {there[name]}" for name in fields.MADE_FOR if given[name] != there[name]
+    ]
+    if differences:
+        raise UserError(
+            f"the checkpoint in {workdir} was not made for {'; '.join(differences)}: leave that out, "
+            "or train with it in another --workdir"
+        )
 
 
 def essential(config: Any) -> dict[str, Any]:
@@ -171,7 +189,10 @@ def read_class_names(workdir: Path) -> tuple[str, ...]:
     Raises:
         UserError: if there is no run.
     """
-    return tuple(_json(workdir, "class_names.json"))
+    names = _json(workdir, "class_names.json")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{workdir / 'class_names.json'} is not a list of class names; restore it, or train again")
+    return tuple(names)
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -205,14 +226,19 @@ def _json(workdir: Path, name: str) -> Any:
     if not path.is_file():
         raise UserError(f"{workdir} holds no run; train first: python launch.py --workdir {workdir}")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); restore it, or train again in another --workdir") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def _stored(workdir: Path) -> dict[str, Any]:
     """`config.json`, with what the program did before the fields it lacks."""
     stored = _json(workdir, "config.json")
+    held = stored if isinstance(stored, dict) else {}
+    if not held or not all(isinstance(held.get(group, {}), dict) for group in FIELDS if group):
+        raise UserError(f"{workdir / 'config.json'} is not the config of a run; restore it, or train again")
     missing = []
     for group, names in FIELDS.items():
         for name in names:

@@ -108,7 +108,7 @@ def test_pmap_leaves_what_jit_leaves(finished, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
-    config = tiny_config(optimizer__name="sgd", optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)
+    config = tiny_config(optimizer__name="sgd", optimizer__learning_rate=100.0, optimizer__clip_norm=0.0)
     monkeypatch.setattr(cli, "load_config", lambda path: config)
     assert cli.main([f"--workdir={tmp_path / 'run'}"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()

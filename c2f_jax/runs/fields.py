@@ -1,0 +1,284 @@
+"""What each field of a config may be: the one table, which `check` holds configs, files and flags against.
+
+It needs neither JAX nor the package of configs, so a mistake is told at once. How fields must fit each other, the
+backbone and the devices stands in `build`. Who adds a field adds a line here; `tests/runs/test_fields.py` says where
+one is missing, walks all of them with values that they cannot take, and trains on those that they can. `docs/config.md`
+is written from this table and from the comments of `configs/default.py`.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from c2f_jax.errors import UserError
+
+
+class Field(NamedTuple):
+    """What a field takes.
+
+    Attributes:
+        kind: int, float (an int will do), bool, str, or tuple (of floats).
+        low, high: the range, both ends included, of a number or of each number of a tuple; None: no such end.
+        choices: all that it takes, if that is so little.
+        length: of a tuple.
+        empty: whether a text may be empty.
+        none: whether None will do.
+    """
+
+    kind: type
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[Any, ...] = ()
+    length: int = 0
+    empty: bool = True
+    none: bool = False
+
+    def takes(self) -> str:
+        """In words: "int from 1 to 64"."""
+        if self.choices:
+            words = f"one of {', '.join(str(choice) for choice in self.choices)}"
+        else:
+            words = f"tuple of {self.length} floats" if self.kind is tuple else self.kind.__name__
+            if self.low is not None:
+                words += f" from {_number(self.low)} to {_number(self.high)}"
+            if not self.empty:
+                words += " that is not empty"
+        return words + (" or None" if self.none else "")
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` has the type and lies in the range."""
+        if value is None:
+            return self.none
+        if self.choices:
+            return any(type(value) is type(choice) and value == choice for choice in self.choices)
+        if self.kind is tuple:
+            return type(value) is tuple and len(value) == self.length and all(map(self._holds, value))
+        if self.kind is str:
+            return type(value) is str and "\0" not in value and (self.empty or bool(value.strip()))
+        if self.kind is bool:
+            return type(value) is bool
+        return self._holds(value)
+
+    def _holds(self, value: Any) -> bool:
+        # Not by isinstance for ints: True is one.
+        right = type(value) is int or (self.kind is not int and isinstance(value, float))
+        if not right or (isinstance(value, float) and not math.isfinite(value)):
+            return False
+        return (self.low is None or self.low <= value) and (self.high is None or value <= self.high)
+
+
+def _int(low: int, high: int, *, none: bool = False) -> Field:
+    return Field(int, low, high, none=none)
+
+
+def _float(low: float, high: float) -> Field:
+    return Field(float, low, high)
+
+
+def _floats(length: int, low: float, high: float) -> Field:
+    return Field(tuple, low, high, length=length)
+
+
+def _one_of(*choices: Any) -> Field:
+    return Field(type(choices[0]), choices=choices)
+
+
+_BOOL, _TEXT, _FOLDER = Field(bool), Field(str), Field(str, empty=False)
+_SIDE = _float(0.01, 1.0)
+_COUNT = 2**31 - 1
+
+TABLE: dict[str, Field] = {
+    "method": _one_of("baseline", "attention", "wsdan", "coarse2fine", "random_box"),
+    "seed": _int(0, 2**32 - 1),
+    "dataset.name": _one_of("paper_birds", "cub200_2011", "folder"),
+    "dataset.path": _TEXT,
+    "dataset.cache_dir": _FOLDER,
+    "dataset.unreadable": _one_of("skip", "fail"),
+    "dataset.group_by": _TEXT,
+    "dataset.shots": _int(0, 1_000_000),
+    "dataset.class_balanced": _BOOL,
+    "dataset.raw_size": _int(8, 4096),
+    "dataset.memory_mib": _int(0, _COUNT),
+    "dataset.validation_fraction": _float(0.0, 0.99),
+    # Test images are drawn from the millionth on, beyond all that training may use.
+    "dataset.train_size": _int(1, 1_000_000, none=True),
+    "dataset.test_size": _int(1, 1_000_000, none=True),
+    "augment.keep_aspect": _BOOL,
+    "augment.min_side": _SIDE,
+    "augment.max_side": _SIDE,
+    "augment.test_side": _SIDE,
+    "augment.flip": _BOOL,
+    "augment.brightness": _float(0.0, 1.0),
+    "augment.saturation": _floats(2, 0.0, 10.0),
+    "augment.mean": _floats(3, 0.0, 255.0),
+    "augment.std": _floats(3, 1.0, 255.0),  # below 1 they are meant for pixels of 0 to 1
+    "model.backbone": _one_of(
+        *("efficientnet_lite0", "resnet10_small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+    ),
+    "model.pretrained": _TEXT,
+    "model.output_stride": _one_of(0, 8, 16, 32),
+    "model.view_size": _int(8, 2048),
+    "model.num_maps": _int(1, 1024),
+    "model.attention_init": _one_of("orthogonal", "lecun_normal"),
+    "model.feature_channels": _int(0, 4096),
+    "model.feature_scale": _float(1e-3, 1e4),
+    "model.dtype": _one_of("float32", "bfloat16", "float64"),
+    "region.box_gradient": _one_of("none", "mapping", "all"),
+    "region.box_gradient_scale": _float(0.0, 1e3),
+    "region.min_side": _SIDE,
+    "region.max_side": _SIDE,
+    "region.kappa": _float(0.01, 10.0),
+    "region.floor": _float(0.0, 0.99),
+    "region.background": _float(0.0, 1.0),
+    "loss.center_weight": _float(0.0, 1e3),
+    "loss.center_rate": _float(0.0, 1.0),
+    "loss.drop_view": _BOOL,
+    "stages.coarse_epochs": _float(0.0, 1e6),
+    "stages.fine_epochs": _float(0.0, 1e6),
+    "optimizer.name": _one_of("sgd", "adamw"),
+    "optimizer.learning_rate": _float(1e-12, 100.0),
+    "optimizer.head_factor": _float(0.0, 1e3),
+    "optimizer.region_factor": _float(0.0, 1e3),
+    "optimizer.fine_factor": _float(0.0, 1e3),
+    "optimizer.momentum": _float(0.0, 0.9999),
+    "optimizer.weight_decay": _float(0.0, 10.0),
+    "optimizer.clip_norm": _float(0.0, 1e9),
+    "optimizer.schedule": _one_of("cosine", "exponential"),
+    "optimizer.warmup_epochs": _float(0.0, 1e6),
+    "optimizer.decay_rate": _float(1e-3, 1.0),
+    "optimizer.decay_epochs": _float(0.01, 1e6),
+    "train.batch_size": _int(1, 65536),
+    "train.accumulate": _int(1, 65536),
+    "train.eval_batch_size": _int(1, 4096),
+    "train.eval_every_epochs": _float(0.0, 1e6),
+    "train.log_every_steps": _int(1, _COUNT),
+    "train.checkpoint_every_steps": _int(1, _COUNT),
+    "compilation_cache": _TEXT,
+    "parallel.backend": _one_of("jit", "pmap"),
+}
+
+# What the weights of a finished run were made for: whoever looks at it cannot give these otherwise.
+MADE_FOR = (
+    *("method", "dataset.raw_size", "augment.keep_aspect", "augment.test_side", "augment.mean", "augment.std"),
+    *("model.backbone", "model.output_stride", "model.view_size", "model.num_maps", "model.feature_channels"),
+    *("model.feature_scale", "region.min_side", "region.max_side", "region.floor", "region.background"),
+)
+# What else is heeded then. With which values of the other fields it was trained is not judged again.
+_HEEDED = {*MADE_FOR, "model.dtype", "model.attention_init", "region.box_gradient", "train.eval_batch_size"}
+
+
+class FieldError(UserError):
+    """A field that is missing, unknown, or has a value that it cannot take.
+
+    Attributes:
+        field: its name, "group.field".
+        missing: whether it is missing.
+    """
+
+    def __init__(self, field: str, message: str, *, missing: bool = False):
+        super().__init__(message)
+        self.field, self.missing = field, missing
+
+
+def groups() -> dict[str, tuple[str, ...]]:
+    """Group ("": none) -> its fields."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in TABLE:
+        group, _, field = name.rpartition(".")
+        found[group] = (*found.get(group, ()), field)
+    return found
+
+
+def check(config: Any, *, training: bool = True) -> None:
+    """Raises FieldError for the first field with a value that it cannot take.
+
+    Args:
+        config: of `configs/default.py`'s fields; others that it may have are no matter.
+        training: False for a run that is only looked at: the ranges that training alone heeds are then left aside.
+    """
+    for name in TABLE:
+        check_value(name, _value(config, name), training=training)
+
+
+def check_value(name: str, value: Any, *, training: bool = True) -> None:
+    """Raises FieldError unless the field called `name` takes `value`."""
+    field = TABLE[name]
+    heeded = training or name in _HEEDED or name.startswith("dataset.")
+    if not (field if heeded else field._replace(low=None, high=None)).accepts(value):
+        raise FieldError(name, f"{name} must be {field.takes()}; got {shown(value)}{_hint(name, field, value)}")
+
+
+def check_names(config: Any) -> None:
+    """Raises FieldError for a field or group that there is not, or that is missing."""
+    known = groups()
+    for name in _keys(config):
+        if name in known[""]:
+            continue
+        if name not in known:
+            raise FieldError(name, f"there is no field or group {name!r}" + close(name, [*known, *known[""]]))
+        for field in _keys(config[name]):
+            if field not in known[name]:
+                raise FieldError(f"{name}.{field}", f"{name} has no field {field!r}" + close(field, known[name]))
+    for name in TABLE:
+        _holder(config, name)
+
+
+def values(config: Any) -> dict[str, Any]:
+    """Every field's value by its name, "group.field"."""
+    return {name: _value(config, name) for name in TABLE}
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A value for a message: on one line, and cut where it is long."""
+    try:
+        text = "a group of fields" if isinstance(value, Mapping) or hasattr(value, "to_dict") else repr(value)
+    except ValueError:  # an int of thousands of digits
+        text = f"a huge {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _holder(config: Any, name: str) -> Any:
+    """The group, or the config itself, that holds the field called `name`."""
+    group, _, field = name.rpartition(".")
+    if group and (group not in config or not _keys(config[group])):
+        raise FieldError(group, f"the config lacks the group {group}; configs/default.py has it", missing=True)
+    holder = config[group] if group else config
+    if field not in _keys(holder):
+        raise FieldError(name, f"the config lacks {name}; configs/default.py has it", missing=True)
+    return holder
+
+
+def _value(config: Any, name: str) -> Any:
+    try:
+        return _holder(config, name)[name.rpartition(".")[2]]
+    except FieldError:
+        raise
+    except Exception as error:  # ml_collections' required placeholder
+        raise FieldError(name, f"{name} has been given no value", missing=True) from error
+
+
+def _keys(group: Any) -> tuple[str, ...]:
+    return tuple(group.keys()) if hasattr(group, "keys") else ()
+
+
+def close(name: str, known: Any) -> str:
+    """The most similar of the known names, for a message; or all of them."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; {close[0]}?" if close else f"; there are {', '.join(sorted(filter(None, known)))}"
+
+
+def _hint(name: str, field: Field, value: Any) -> str:
+    if field.choices and isinstance(value, str) and field.kind is str:
+        close = difflib.get_close_matches(value, field.choices, n=1)
+        return f"; {close[0]}?" if close else ""
+    if name == "augment.std" and type(value) is tuple and any(type(v) is float and 0 < v < 1 for v in value):
+        return "; it counts in grey levels of 0 to 255"
+    return ""
+
+
+def _number(value: float | None) -> str:
+    if type(value) is int:
+        return str(value)
+    return f"{value:g}"
