@@ -16,6 +16,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.method = "coarse2fine"
     config.seed = 0  # of initialisation, data order and augmentation
 
+    # The folder of another run, finished or broken, whose parameters this one begins with, perhaps for other classes,
+    # stages or learning rates. What does not fit, such as the head for other classes, is new. It goes before
+    # model.pretrained; empty: none.
+    config.init_from = ""
+
     config.dataset = dataset = ml_collections.ConfigDict()
     dataset.name = "paper_birds"  # drawn; or photos: cub200_2011, folder
     dataset.path = ""  # cub200_2011: the official archive or its folder, empty: fetched; folder: a tree or a table

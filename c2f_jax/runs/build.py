@@ -18,6 +18,9 @@ from c2f_jax.models.backbones import BACKBONES, output_strides
 from c2f_jax.models.pretrained import load_pretrained
 from c2f_jax.models.two_looks import learned_region, threshold_region
 from c2f_jax.runs import fields, parallel, processes
+from c2f_jax.runs.checkpoint import latest_step, read_latest
+from c2f_jax.runs.init_from import Start, choose, told
+from c2f_jax.runs.workdir import as_path, read_class_names, read_config
 from c2f_jax.training import augment, losses
 from c2f_jax.training.optimizer import make_optimizer, make_schedule
 from c2f_jax.training.stages import Stage, stage_of_checkpoint
@@ -239,30 +242,60 @@ class Run:
         return self.stages[-1].end
 
     def create_state(self) -> TrainState:
-        """The state before step 0: published weights in the backbone where the config names them, else from scratch.
+        """The state before step 0: with another run's parameters, or published weights, where the config names them.
+
+        All processes call it; process 0 says what is taken from another run.
 
         Raises:
-            UserError: if these weights cannot be had or do not fit.
+            UserError: if they cannot be had or do not fit.
         """
-        model, new = self.config.model, None
-        if model.pretrained:
-            fresh = jax.eval_shape(self._scratch)
-            old = {"params": fresh.params["backbone"], "batch_stats": fresh.batch_stats["coarse"]["backbone"]}
-            new = load_pretrained(model.pretrained, model.backbone, old)
+        new: Start | None = None
+        if self.config.init_from:
+            new = self._from_run()
+        elif self.config.model.pretrained:
+            new = processes.together(self._from_weights)
 
-        def start(new: Any) -> TrainState:
-            state = self._scratch()
-            if new is None:
-                return state
-            stats = {
-                # Copies, as in `init_variables`.
-                name: {**stats, "backbone": jax.tree.map(jnp.copy, new["batch_stats"])}
-                for name, stats in state.batch_stats.items()
-            }
-            return state.replace(params={**state.params, "backbone": new["params"]}, batch_stats=stats)
+        def start(new: Start | None) -> TrainState:
+            return self._scratch() if new is None else new.put_into(self._scratch())
 
         # As one program: operation by operation it takes ten times as long, and no cache keeps that.
         return jax.jit(start, out_shardings=parallel.replicated(self.mesh))(jax.device_get(new))
+
+    def _from_weights(self) -> Start:
+        fresh = jax.eval_shape(self._scratch)
+        old = {"params": fresh.params["backbone"], "batch_stats": fresh.batch_stats["coarse"]["backbone"]}
+        new = load_pretrained(self.config.model.pretrained, self.config.model.backbone, old)
+        stats = {name: {"backbone": new["batch_stats"]} for name in fresh.batch_stats}
+        return Start({"backbone": new["params"]}, stats)
+
+    def _from_run(self) -> Start:
+        def look() -> tuple[Any, Any, tuple[str, ...]]:
+            there = as_path("config.init_from", self.config.init_from)
+            config, names = read_config(there), read_class_names(there)
+            latest_step(there)
+            if config.model.backbone != self.config.model.backbone:
+                raise UserError(
+                    f"config.init_from={there} has the backbone {config.model.backbone}, this run "
+                    f"{self.config.model.backbone}: give the same --config.model.backbone"
+                )
+            check(config)
+            return there, config, names
+
+        there, config, names = processes.together(look)
+        fresh, same = jax.eval_shape(self._scratch), names == tuple(self.splits.class_names)
+        task = make_task(config, num_classes=len(names), axis_name=None)
+        template = abstract_model(config, task, self.mesh)
+        head = jax.tree.map(lambda leaf: leaf.shape, (fresh.params["head"], template["params"]["head"]))
+        if same and head[0] == head[1] and fresh.centers is not None and "attention" in template["params"]:
+            template["centers"] = parallel.on_mesh(fresh.centers, self.mesh)
+        step, model = read_latest(there, template, finite=True)
+        try:
+            new, taken, left = choose(model, fresh, same_classes=same)
+        except UserError as error:
+            raise UserError(f"config.init_from={there}: {error}") from error
+        if processes.is_first():
+            print(told(there, step, taken, left, (len(names), len(self.splits.class_names))))
+        return new
 
     def abstract_state(self, step: int) -> TrainState:
         """Shapes, dtypes and places of the checkpoint at `step`, with the optimiser state of the stage that owns it."""

@@ -1,13 +1,20 @@
 """Checkpoints of the train state, by orbax; the only file that knows orbax.
 
-A trainer writes by `Checkpoints`; everybody else reads by the functions below, which change nothing.
+A trainer writes by `Checkpoints`; everybody else reads by the functions below, which change nothing. Orbax notices most
+missing and cut files, and no changed byte in arrays: beside each state stand checksums of ours, and reading compares.
 """
 
-from collections.abc import Collection
+import dataclasses
+import json
+import sys
+import zlib
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
@@ -15,6 +22,7 @@ from c2f_jax.errors import UserError
 from c2f_jax.runs import processes
 
 ATTEMPTS = 20
+CHECKSUMS = "checksums"  # among the numbers beside a state
 
 
 class Checkpoints:
@@ -34,8 +42,9 @@ class Checkpoints:
             save_decision_policy.FixedIntervalPolicy(every_steps),
             save_decision_policy.SpecificStepsPolicy(frozenset(at_steps)),
         ]
+        self._folder = (workdir / "checkpoints").absolute()
         self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=save_decision_policy.AnySavePolicy(when),
                 preservation_policy=preservation_policy.LatestN(keep),
@@ -58,25 +67,128 @@ class Checkpoints:
         return step != self.latest_step() and self._manager.should_save(step)
 
     def save(self, step: int, state: Any, progress: dict[str, float], *, due: bool = True) -> None:
-        """Starts writing `state` and a few numbers; training may go on (and donate) at once. due: False to insist."""
+        """Starts writing `state` and a few numbers; training may go on (and donate) at once. due: False to insist.
+
+        Raises:
+            FloatingPointError: if a parameter is not finite: the checkpoint before stays the last.
+        """
+        if not is_finite(_fields(state)["params"]):
+            raise FloatingPointError(f"the parameters are not finite before step {step}, so it is not saved")
+        beside = {**progress, CHECKSUMS: checksums(state)}
         self._manager.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(beside)),
             force=not due,
         )
 
     def restore(self, step: int, template: Any) -> tuple[Any, dict[str, float]]:
         """The state of `step` with the template's structure, dtypes and shardings, whichever devices saved it, and the
-        numbers beside it. template: of `parallel.on_mesh`."""
+        numbers beside it. template: of `parallel.on_mesh`.
+
+        Raises:
+            UserError: if it is not what was saved.
+        """
         items = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore())
         )
-        return items.state, items.progress
+        _verify(items.state, items.progress)
+        return items.state, {name: value for name, value in items.progress.items() if name != CHECKSUMS}
+
+    def restore_latest(self, template: Callable[[int], Any]) -> tuple[int, Any, dict[str, float], tuple[str, ...]]:
+        """(step, state, numbers, lines to tell) of the last checkpoint that is whole; damaged ones after it are moved
+        to `damaged/`. All processes call it. template: step -> template of `restore`.
+
+        Raises:
+            UserError: if none is whole; then all stay where they are.
+        """
+        damaged: list[tuple[int, str]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            whole = partial(_told, self._folder.parent, step, lambda step: self.restore(step, template(step)))
+            try:
+                state, progress = processes.together(whole)
+            except UserError as error:
+                damaged.append((step, str(error)))
+                continue
+            if damaged:
+                processes.by_first(partial(self._set_aside, [number for number, _ in damaged]))
+                self._manager.reload()
+            notes = (f"{said}; it is set aside, and checkpoint {step} is used" for _, said in damaged)
+            return step, state, progress, tuple(notes)
+        raise UserError(f"{damaged[0][1]}; there is no whole one before it: restore it, or choose another --workdir")
+
+    def _set_aside(self, steps: Collection[int]) -> None:
+        place = self._folder.parent / "damaged"
+        place.mkdir(exist_ok=True)
+        for step in steps:
+            number = sum(1 for _ in place.glob(f"{step}*"))
+            (self._folder / str(step)).rename(place / (f"{step}.{number}" if number else str(step)))
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def checksums(state: Any) -> dict[str, str]:
+    """What the arrays of each field of `state` (a TrainState, or a dict of some of its fields) add up to.
+
+    Of names, dtypes, shapes and bytes, as this process holds them; and the dtype of the parameters.
+    """
+
+    def of(tree: Any) -> str:
+        total = 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            array = _on_host(leaf)
+            total = zlib.crc32(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode(), total)
+            total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, total)
+        return f"{total:08x}"
+
+    found = _fields(state)
+    return {name: of(tree) for name, tree in found.items()} | {"dtype": _dtype(found["params"])}
+
+
+def is_finite(tree: Any) -> bool:
+    """Whether all numbers of a tree of arrays are."""
+    return all(bool(np.all(np.isfinite(_on_host(leaf)))) for leaf in jax.tree.leaves(tree))
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+
+def _fields(state: Any) -> dict[str, Any]:
+    return state if isinstance(state, dict) else {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+
+
+def _dtype(params: Any) -> str:
+    return str(jax.tree.leaves(params)[0].dtype)
+
+
+def _verify(state: Any, progress: Any) -> None:
+    """Raises UserError if `state` is not what was saved; runs of earlier versions have nothing to compare with."""
+    if not isinstance(progress, dict):
+        raise UserError("its numbers are not those of a checkpoint")
+    stored = progress.get(CHECKSUMS)
+    if stored is None or stored["dtype"] != _dtype(_fields(state)["params"]):  # read as another dtype
+        return
+    found = checksums(state)
+    changed = [name for name in found if name != "dtype" and found[name] != stored.get(name)]
+    if changed:
+        raise UserError(f"bytes of {', '.join(changed)} have changed since they were saved")
+
+
+def _told(workdir: Path, step: int, do: Callable[[int], Any]) -> Any:
+    """`do(step)`, with whatever goes wrong as one line."""
+    try:
+        return do(step)
+    except Exception as error:  # told by whichever library is at it
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{workdir}: checkpoint {step} cannot be read: {said}") from error
+
+
+def _steps(workdir: Path) -> list[int]:
+    # A checkpoint gets its step for a name when it is complete.
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
 
 
 def latest_step(workdir: Path) -> int:
@@ -85,11 +197,10 @@ def latest_step(workdir: Path) -> int:
     Raises:
         UserError: if there is none.
     """
-    # A checkpoint gets its step for a name when it is complete.
-    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    steps = _steps(workdir)
     if not steps:
         raise UserError(f"{workdir} holds no checkpoint; train first: python launch.py --workdir {workdir}")
-    return max(steps)
+    return steps[-1]
 
 
 def read(workdir: Path, step: int, template: Any) -> Any:
@@ -103,17 +214,25 @@ def read(workdir: Path, step: int, template: Any) -> Any:
     restore = ocp.args.PyTreeRestore(
         item=template, restore_args=ocp.checkpoint_utils.construct_restore_args(template), partial_restore=True
     )
+    folder = (workdir / "checkpoints" / str(step)).absolute()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore((workdir / "checkpoints" / str(step) / "state").absolute(), args=restore)
+        state = checkpointer.restore(folder / "state", args=restore)
+    _verify(state, json.loads((folder / "progress" / "metadata").read_text()))
+    return state
 
 
-def read_latest(workdir: Path, template: Any) -> tuple[int, Any]:
-    """(step, `read` of it) of the last checkpoint in `workdir`, where a trainer may be saving the next.
+def read_latest(workdir: Path, template: Any, *, finite: bool = False) -> tuple[int, Any]:
+    """(step, `read` of it) of the last whole checkpoint in `workdir`, where a trainer may be saving the next.
 
-    All processes call it, and read the same one.
+    All processes call it, and read the same one. Where a later one is damaged, process 0 says so.
+
+    Args:
+        workdir: the run's.
+        template: as in `read`.
+        finite: pass over checkpoints with parameters that are not.
 
     Raises:
-        UserError: if there is no checkpoint, or it does not suit the template.
+        UserError: if there is no checkpoint, or none can be read or suits the template.
     """
 
     def newest() -> int:
@@ -124,20 +243,31 @@ def read_latest(workdir: Path, template: Any) -> tuple[int, Any]:
             raise UserError(f"{workdir} is not the folder of process 0: it has no checkpoint {step}")
 
     def whole(step: int) -> Any:
-        try:
-            return read(workdir, step, template)
-        except Exception as error:  # told by whichever library is at it
-            said = " ".join(str(error).split())[:300]
-            raise UserError(f"{workdir}: checkpoint {step} cannot be read: {said}") from error
+        state = _told(workdir, step, lambda step: read(workdir, step, template))
+        if finite and not is_finite(state["params"]):
+            raise UserError(f"{workdir}: checkpoint {step} has parameters that are not finite")
+        return state
+
+    def earlier(step: int, error: UserError) -> tuple[int, Any]:
+        steps = json.loads(processes.told_by_first(lambda: json.dumps(_steps(workdir))))
+        for before in sorted((number for number in steps if number < step), reverse=True):
+            try:
+                state = processes.together(partial(whole, before))
+            except UserError:
+                continue
+            if processes.is_first():
+                print(f"{error}; checkpoint {before} is used", file=sys.stderr)
+            return before, state
+        raise error
 
     step = newest()
     for _ in range(ATTEMPTS):
         try:
             processes.together(partial(there, step))
             return step, processes.together(partial(whole, step))
-        except UserError:
+        except UserError as error:
             # The trainer keeps the latest few: an older one may be taken away, file by file, while it is read.
             before, step = step, newest()
             if step == before:
-                raise
+                return earlier(step, error)
     raise UserError(f"{workdir}: its trainer saves faster than a checkpoint can be read")

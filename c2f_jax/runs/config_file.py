@@ -86,7 +86,8 @@ def override(config: ConfigDict, name: str, text: str) -> None:
         raise UserError(_unknown(name))
     field, value = fields.TABLE[name], _parsed(fields.TABLE[name], text)
     if not field.accepts(value):
-        raise fields.FieldError(name, f"--config.{name} must be {field.takes()}; got {fields.shown(text)}")
+        hint = fields.hint(name, field, value)
+        raise fields.FieldError(name, f"--config.{name} must be {field.takes()}; got {fields.shown(text)}{hint}")
     group, _, key = name.rpartition(".")
     with config.ignore_type():  # None and numbers, both ways
         (config[group] if group else config)[key] = value

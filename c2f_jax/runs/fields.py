@@ -8,6 +8,7 @@ is written from this table and from the comments of `configs/default.py`.
 
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -55,7 +56,9 @@ class Field(NamedTuple):
         if self.kind is tuple:
             return type(value) is tuple and len(value) == self.length and all(map(self._holds, value))
         if self.kind is str:
-            return type(value) is str and "\0" not in value and (self.empty or bool(value.strip()))
+            # All are paths. `~nobody` would be expanded to nothing.
+            right = type(value) is str and "\0" not in value and not os.path.expanduser(value).startswith("~")
+            return right and (self.empty or bool(value.strip()))
         if self.kind is bool:
             return type(value) is bool
         return self._holds(value)
@@ -91,6 +94,7 @@ _COUNT = 2**31 - 1
 TABLE: dict[str, Field] = {
     "method": _one_of("baseline", "attention", "wsdan", "coarse2fine", "random_box"),
     "seed": _int(0, 2**32 - 1),
+    "init_from": _TEXT,
     "dataset.name": _one_of("paper_birds", "cub200_2011", "folder"),
     "dataset.path": _TEXT,
     "dataset.cache_dir": _FOLDER,
@@ -206,7 +210,7 @@ def check_value(name: str, value: Any, *, training: bool = True) -> None:
     field = TABLE[name]
     heeded = training or name in _HEEDED or name.startswith("dataset.")
     if not (field if heeded else field._replace(low=None, high=None)).accepts(value):
-        raise FieldError(name, f"{name} must be {field.takes()}; got {shown(value)}{_hint(name, field, value)}")
+        raise FieldError(name, f"{name} must be {field.takes()}; got {shown(value)}{hint(name, field, value)}")
 
 
 def check_names(config: Any) -> None:
@@ -269,10 +273,13 @@ def close(name: str, known: Any) -> str:
     return f"; {close[0]}?" if close else f"; there are {', '.join(sorted(filter(None, known)))}"
 
 
-def _hint(name: str, field: Field, value: Any) -> str:
+def hint(name: str, field: Field, value: Any) -> str:
+    """What else there is to say of a value that the field does not take."""
     if field.choices and isinstance(value, str) and field.kind is str:
         close = difflib.get_close_matches(value, field.choices, n=1)
         return f"; {close[0]}?" if close else ""
+    if field.kind is str and isinstance(value, str) and value.startswith("~"):
+        return "; there is no home folder of that name"
     if name == "augment.std" and type(value) is tuple and any(type(v) is float and 0 < v < 1 for v in value):
         return "; it counts in grey levels of 0 to 255"
     return ""

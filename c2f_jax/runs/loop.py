@@ -43,9 +43,9 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Trains through all stages, evaluates the test part once, and leaves everything in `workdir`.
 
-    Called again with the same config it goes on from the last checkpoint; bit for bit on the same CPU. Weights come
-    from 1 a checkpoint in `workdir`, 2 `config.model.pretrained`, 3 scratch. With several processes all call it, and
-    process 0 alone prints and writes.
+    Called again with the same config it goes on from the last whole checkpoint; bit for bit on the same CPU. Weights
+    come from 1 a checkpoint in `workdir`, 2 `config.init_from`, another run, 3 `config.model.pretrained`, 4 scratch.
+    With several processes all call it, and process 0 alone prints and writes.
 
     Args:
         config: all fields of `configs/default.py`.
@@ -69,7 +69,7 @@ def train_and_evaluate(
     # Before anything is written: what cannot be gone on with, or weights that cannot be had, leave no workdir behind.
     processes.by_first(lambda: check_workdir(workdir, config, names))
     begun = processes.told_by_first(lambda: "begun" if (workdir / "checkpoints").is_dir() else "")
-    fresh = [] if begun else [processes.together(run.create_state)]
+    fresh = [] if begun else [run.create_state()]
     with ExitStack() as leaving:
         processes.by_first(lambda: leaving.enter_context(locked(workdir)))
         _check_shared(workdir)
@@ -104,9 +104,10 @@ def _train(
     # --- State: from the last checkpoint, or a new one. ---
     resumed, start = (last := checkpoints.latest_step()) is not None, last or 0
     if resumed:
-        state, progress = checkpoints.restore(start, run.abstract_state(start))
+        start, state, progress, told = checkpoints.restore_latest(run.abstract_state)
+        notes = (*notes, *told)
     else:
-        state = fresh.pop() if fresh else processes.together(run.create_state)
+        state = fresh.pop() if fresh else run.create_state()
         progress = {"seconds": 0.0, "train_seconds": 0.0, "images": 0}
     fresh.clear()  # a second copy of everything, were it kept
     state = run.backend.put_state(state)
@@ -117,7 +118,16 @@ def _train(
     def signal() -> int:
         return signals(interruption.signal)
 
-    evaluate_on = _evaluator(run, signal)
+    def remedy() -> str:
+        """What to do where numbers are not finite: this workdir goes on with no other settings."""
+        if checkpoints.latest_step() is None:
+            return "; start again with a smaller --config.optimizer.learning_rate or --config.optimizer.clip_norm"
+        return (
+            f"; from its last checkpoint, in another folder, with smaller steps: --config.init_from={workdir} "
+            f"--workdir={workdir}_2 --config.optimizer.learning_rate={config.optimizer.learning_rate / 4:g}"
+        )
+
+    evaluate_on = _evaluator(run, signal, remedy)
     axis = run.backend.axis_name
     compiled = {
         stage.name: run.backend.compile(
@@ -157,7 +167,7 @@ def _train(
             if closed is None:
                 return
             last_step, steps = closed
-            metrics = _window_means(steps, last_step)
+            metrics = _window_means(steps, last_step, remedy)
             now = time.perf_counter()
             seconds, window_began = now - window_began, now
             progress["train_seconds"] += seconds
@@ -195,7 +205,10 @@ def _train(
             if due or (stopping and step not in (0, checkpoints.latest_step())):
                 elapsed = progress["seconds"] + time.perf_counter() - began
                 state_now = run.backend.get_state(state)
-                checkpoints.save(step, state_now, {**progress, "seconds": elapsed}, due=due)
+                try:
+                    checkpoints.save(step, state_now, {**progress, "seconds": elapsed}, due=due)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{error}{remedy()}") from None
             if stopping:
                 checkpoints.close()
                 where = f"saved at step {step} of {total}" if step else "before the first step"
@@ -311,7 +324,7 @@ def _eval_program(task: Task, mesh: jax.sharding.Mesh) -> Any:
     return jax.jit(partial(eval_step, task), out_shardings=parallel.replicated(mesh))
 
 
-def _evaluator(run: Run, signal: Callable[[], int]) -> Any:
+def _evaluator(run: Run, signal: Callable[[], int], remedy: Callable[[], str]) -> Any:
     """(state, source, what it is) -> its metrics; raises `_Asked` between batches if there is a signal."""
     step = _eval_program(run.task, run.mesh)
 
@@ -325,7 +338,7 @@ def _evaluator(run: Run, signal: Callable[[], int]) -> Any:
         try:
             return evaluate(step, state.params, state.batch_stats, heeding(run.evaluation_batches(source)))
         except FloatingPointError as error:
-            raise FloatingPointError(f"{what}: {error}; try a smaller --config.optimizer.learning_rate") from None
+            raise FloatingPointError(f"{what}: {error}{remedy()}") from None
 
     return evaluate_on
 
@@ -363,8 +376,10 @@ def _check_shared(workdir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _window_means(window: Sequence[dict[str, jax.Array]], last_step: int) -> dict[str, float]:
-    """Means over the steps of a logging window that ends before `last_step`.
+def _window_means(
+    window: Sequence[dict[str, jax.Array]], last_step: int, remedy: Callable[[], str]
+) -> dict[str, float]:
+    """Means over the steps of a logging window that ends before `last_step`. remedy: what to say of a loss that is not.
 
     Raises:
         FloatingPointError: if a term of the loss is not finite in any of its steps.
@@ -376,7 +391,6 @@ def _window_means(window: Sequence[dict[str, jax.Array]], last_step: int) -> dic
         if terms:
             raise FloatingPointError(
                 f"the loss is not finite at step {first_step + offset} "
-                f"(of the interval {first_step} to {last_step - 1}): {', '.join(terms)}; "
-                "try a smaller --config.optimizer.learning_rate or --config.optimizer.clip_norm"
+                f"(of the interval {first_step} to {last_step - 1}): {', '.join(terms)}{remedy()}"
             )
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -23,6 +23,7 @@ FIELDS = fields.groups()
 # Whoever adds a field says here what the program did before there was one: runs made then stay usable. It need not be
 # the field's default.
 BEFORE: dict[str, Any] = {
+    "init_from": "",
     "augment.max_side": 1.0,
     "augment.test_side": 1.0,
     "train.accumulate": 1,
@@ -45,7 +46,7 @@ FREE = {
     *("compilation_cache", "dataset.cache_dir", "dataset.memory_mib", "parallel.backend"),
     *("train.eval_batch_size", "train.eval_every_epochs", "train.log_every_steps", "train.checkpoint_every_steps"),
 }
-PATHS = {"dataset.path", "model.pretrained"}
+PATHS = {"init_from", "dataset.path", "model.pretrained"}
 
 
 def as_path(flag: str, text: str) -> Path:
@@ -129,7 +130,23 @@ def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tup
             "choose another --workdir, or give the same settings to go on with it"
         )
     check_class_names(workdir, class_names)
+    _check_not_emptied(workdir, old_fields["train.checkpoint_every_steps"])
     return tuple(notes)
+
+
+def _check_not_emptied(workdir: Path, every_steps: int) -> None:
+    """Raises UserError if a run that must have had checkpoints has none: it would start over, and its log would go."""
+    if any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    last = 0
+    with suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+        last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    # The second checkpoint is begun when the first is whole.
+    if (workdir / "results.json").exists() or last > 2 * every_steps:
+        raise UserError(
+            f"{workdir} holds the log of a run and no checkpoint: restore {workdir / 'checkpoints'}, or choose another "
+            "--workdir"
+        )
 
 
 def claim_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
@@ -260,8 +277,9 @@ def _as_stored(config: Any) -> dict[str, Any]:
     """The config as JSON has it; paths are absolute, so that they hold wherever the next command is given."""
     stored = json.loads(config.to_json())
     for name in PATHS:
-        group, field = name.split(".")
-        stored[group][field] = _resolved(stored[group][field])
+        group, _, field = name.rpartition(".")
+        holder = stored[group] if group else stored
+        holder[field] = _resolved(holder[field])
     return stored
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from c2f_jax.errors import UserError
+
 Item = TypeVar("Item")
 
 
@@ -34,7 +36,17 @@ class JsonLines:
             return
         kept = []
         if resume_step is not None and path.exists():
-            kept = [line for line in path.read_text().splitlines() if _stays(line, resume_step)]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            for number, line in enumerate(lines, start=1):
+                try:
+                    if _stays(line, resume_step):
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError) as error:
+                    if number == len(lines):  # cut off by a kill
+                        continue
+                    raise UserError(
+                        f"{path}:{number} is no line of a run's log; take it out, and start again"
+                    ) from error
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         temporary.replace(path)
@@ -52,10 +64,7 @@ class JsonLines:
 
 
 def _stays(line: str, resume_step: int) -> bool:
-    try:
-        event = json.loads(line)
-    except json.JSONDecodeError:  # cut off by a kill
-        return False
+    event = json.loads(line)
     # A checkpoint at step t is written after the training metrics up to t; evaluations at t are done again.
     return event["step"] <= resume_step if event["split"] == "train" else event["step"] < resume_step
 

@@ -87,7 +87,7 @@ MUST_TRAIN = {
 # Trained elsewhere (methods: test_loop, test_stages; backbones: test_backbones; back ends: test_devices) or in need of
 # what is not here: data, a network.
 ELSEWHERE = {
-    *("method", "dataset.name", "dataset.path", "dataset.cache_dir", "model.backbone", "model.pretrained"),
+    *("method", "init_from", "dataset.name", "dataset.path", "dataset.cache_dir", "model.backbone", "model.pretrained"),
     *("compilation_cache", "parallel.backend"),
 }
 # Ends of ranges that this test has not the memory, the time or the data for: there the machine sets the limit, not the
