@@ -135,6 +135,7 @@ TABLE: dict[str, Field] = {
     "region.kappa": _float(0.01, 10.0),
     "region.floor": _float(0.0, 0.99),
     "region.background": _float(0.0, 1.0),
+    "region.cell_offset": _float(-2.0, 2.0),
     "loss.center_weight": _float(0.0, 1e3),
     "loss.center_rate": _float(0.0, 1.0),
     "loss.drop_view": _BOOL,
@@ -169,7 +170,10 @@ MADE_FOR = (
     *("model.feature_scale", "region.min_side", "region.max_side", "region.floor", "region.background"),
 )
 # What else is heeded then. With which values of the other fields it was trained is not judged again.
-_HEEDED = {*MADE_FOR, "model.dtype", "model.attention_init", "region.box_gradient", "train.eval_batch_size"}
+_HEEDED = {
+    *MADE_FOR,
+    *("model.dtype", "model.attention_init", "region.box_gradient", "region.cell_offset", "train.eval_batch_size"),
+}
 
 
 class FieldError(UserError):

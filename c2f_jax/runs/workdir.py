@@ -33,6 +33,7 @@ BEFORE: dict[str, Any] = {
     "loss.drop_view": False,
     "region.floor": 0.0,
     "region.background": 0.0,
+    "region.cell_offset": 0.0,
     "dataset.group_by": "",
     "dataset.shots": 0,
     "dataset.class_balanced": False,

@@ -62,6 +62,7 @@ MUST_TRAIN = {
     "region.kappa": (0.01, 10.0),
     "region.floor": (0.0, 0.99),
     "region.background": (0.0, 1.0),
+    "region.cell_offset": (-2.0, 0.0, 2.0),
     "loss.center_weight": (0.0, 1e3),
     "loss.center_rate": (0.0, 1.0),
     "stages.coarse_epochs": (0.0, 1e6),
