@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL
 from PIL import Image
 
 from c2f_jax.data import images
@@ -32,6 +32,16 @@ _PAIRS = 1 << 20  # compared at a time
 _OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _OF_THE_MOMENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT)
 _WAITS = (0.1, 0.5, 2.0)  # seconds before another try
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+_READERS = [_version(package) for package in ("pillow", "pillow-heif")]  # others may read what could not be read
 
 
 class Verdict(NamedTuple):
@@ -62,8 +72,7 @@ def check(root: Path, paths: Sequence[str], cache_dir: str | os.PathLike[str]) -
     cache = Path(cache_dir).expanduser()
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
     file = cache / "folder" / f"{digest}.json"
-    Image.init()
-    key = [FORMAT, PIL.__version__, sorted(Image.ID)]  # another plugin may read what could not be read
+    key = [FORMAT, *_READERS]
     known = _remembered(file, key)
     states = {path: _state(root / path) for path in paths}
     verdicts = {path: Verdict(state) for path, state in states.items() if isinstance(state, str)}
@@ -157,7 +166,9 @@ def _decode(root: Path, paths: Sequence[str], verdicts: dict[str, Verdict]) -> s
             return _look(images.decode(root / path))
         except (images.UnreadableImage, MemoryError, OSError) as error:
             cause = _system_error(error)
-            return Verdict(str(error)) if cause is None else (cause, str(error) or type(error).__name__)
+            if cause is None and type(error) is images.UnreadableImage:  # others of its kind are no verdict
+                return Verdict(str(error))
+            return cause or error, str(error) or type(error).__name__
 
     executor = ThreadPoolExecutor(os.cpu_count())
     try:

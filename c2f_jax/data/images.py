@@ -99,7 +99,7 @@ def find_images(root: str | os.PathLike[str]) -> list[str]:
 # Folders that systems and programs leave beside people's own, in lower case.
 _SYSTEM = {
     *("__macosx", "temporary items", "network trash folder"),  # macOS
-    *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),  # Windows
+    *("$recycle.bin", "system volume information", "found.000"),  # Windows
     *("lost+found", "lost.dir"),  # Linux, Android
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),  # network storage
     *("__pycache__", "ipynb_checkpoints"),

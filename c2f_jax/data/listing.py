@@ -151,7 +151,7 @@ def _read_tree(root: Path) -> Listing:
     if named and others and not named <= direct:
         raise UserError(
             f"{root / top}: holds both {min(named)}/ and the class folder {min(others)}/; "
-            "put the classes into train/, or all of them side by side"
+            f"put the classes into train/, or all of them side by side, or take {min(others)}/ away"
         )
     notes = [f"the folders of classes are taken from {top}"] if top else []
     if not named or others:
@@ -289,7 +289,7 @@ def _listed(table: Path, root: Path, row: tables.Row) -> Listed:
     if "\\" in path and not (root / path).exists():
         path = path.replace("\\", "/")
     path = os.path.normpath(path)
-    if Path(path).is_relative_to(os.path.abspath(root)):
+    if os.path.isabs(path) and Path(path).is_relative_to(os.path.abspath(root)):
         path = os.path.relpath(path, os.path.abspath(root))
     path = Path(path).as_posix()
     return Listed(path, cells["label"], part, cells.get("group") or None, _box(table, row), row.number)

@@ -86,20 +86,25 @@ def test_a_permission_is_not_remembered(check, failing):
     assert errors(check()) == {} and len(decoded) == 7
 
 
-def test_too_many_open_files_for_real(check, monkeypatch):
+def test_too_many_open_files_for_real(root, tmp_path, monkeypatch):
+    paths = sorted(path.name for path in root.iterdir())
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    waited = []
 
-    def restore(_):
+    def wait(seconds):
+        waited.append(seconds)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
-    monkeypatch.setattr(checking.time, "sleep", restore)
+    monkeypatch.setattr(checking.time, "sleep", wait)
     Image.init()
+    free = os.open(os.devnull, os.O_RDONLY)  # the lowest that is free: no file can be opened below it
+    os.close(free)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, limits[1]))
-        found = check()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        found = checking.check(root, paths, tmp_path / "cache")
     finally:
-        restore(0)
-    assert len(found) == 6 and errors(found) == {}
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert waited == [checking._WAITS[0]] and len(found) == 6 and errors(found) == {}
 
 
 def test_content_is_remembered_good_and_bad(check, root, failing):
@@ -113,13 +118,28 @@ def test_content_is_remembered_good_and_bad(check, root, failing):
     assert errors(again) == {} and len(decoded) == 7 and again["3.png"] == first["4.png"]
 
 
-def test_another_plugin_may_read_what_could_not_be_read(check, root, failing, monkeypatch):
+def test_another_version_may_read_what_could_not_be_read(check, root, failing, monkeypatch):
     (root / "3.png").write_bytes(b"no image")
     decoded = failing(None, times=0)
     check()
-    monkeypatch.setattr(Image, "ID", [*Image.ID, "NEW"])
+    monkeypatch.setattr(checking, "_READERS", ["99", ""])
     check()
     assert len(decoded) == 12
+
+
+class NotThisTime(images.UnreadableImage):
+    """As a reader says that something else than the file is wanting."""
+
+
+def test_what_is_no_verdict_on_the_content_is_not_remembered(check, monkeypatch):
+    def decode(path):
+        raise NotThisTime("needs another package")
+
+    monkeypatch.setattr(checking, "_WAITS", (0.0,))
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(images, "decode", decode)
+        assert set(errors(check()).values()) == {"needs another package"}
+    assert errors(check()) == {}
 
 
 def test_missing_files_are_listed_once(check, root):
