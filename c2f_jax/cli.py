@@ -71,6 +71,11 @@ def _run(command: Command) -> int:
         return _told(error, 1)
     except Interrupted as error:
         return _told(error, 128 + error.signal)
+    except (MemoryError, RuntimeError) as error:  # jax's is a RuntimeError
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        remedy = "train.accumulate (more parts)" if command.mode == "train" else "train.eval_batch_size (smaller)"
+        return _told(UserError(f"out of memory: {str(error)[:150]}; give another --config.{remedy}"), 1)
     return 0
 
 

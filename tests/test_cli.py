@@ -198,6 +198,23 @@ def test_a_folder_with_somebody_elses_config_is_not_taken(capsys, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "index.html"]
 
 
+def test_checkpoints_that_are_no_folder(capsys, tmp_path, finished_config):
+    (tmp_path / "config.json").write_text(finished_config)
+    (tmp_path / "checkpoints").write_text("mine")
+    assert f"{tmp_path / 'checkpoints'} is not a folder" in refused(capsys, f"--workdir={tmp_path}")
+
+
+def test_memory_that_is_not_there_is_a_line(capsys, tmp_path, monkeypatch):
+    """What XLA itself says when 16 TiB are asked for; other errors of its stay what they are."""
+    monkeypatch.setattr(cli, "run", lambda *_: jax.numpy.zeros(1 << 42).block_until_ready())
+    assert cli.main([f"--workdir={tmp_path / 'run'}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "out of memory" in line and "--config.train.accumulate" in line
+    monkeypatch.setattr(cli, "run", lambda *_: jax.numpy.zeros(3).at[0].set(jax.numpy.zeros(2)))
+    with pytest.raises(ValueError):
+        cli.main([f"--workdir={tmp_path / 'run'}"])
+
+
 # --- What --help says. ---
 
 

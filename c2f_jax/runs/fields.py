@@ -23,6 +23,7 @@ class Field(NamedTuple):
         low, high: the range, both ends included, of a number or of each number of a tuple; None: no such end.
         choices: all that it takes, if that is so little.
         length: of a tuple.
+        path: whether a text is one.
         empty: whether a text may be empty.
         none: whether None will do.
     """
@@ -32,6 +33,7 @@ class Field(NamedTuple):
     high: float | None = None
     choices: tuple[Any, ...] = ()
     length: int = 0
+    path: bool = False
     empty: bool = True
     none: bool = False
 
@@ -56,8 +58,9 @@ class Field(NamedTuple):
         if self.kind is tuple:
             return type(value) is tuple and len(value) == self.length and all(map(self._holds, value))
         if self.kind is str:
-            # All are paths. `~nobody` would be expanded to nothing.
-            right = type(value) is str and "\0" not in value and not os.path.expanduser(value).startswith("~")
+            right = type(value) is str and "\0" not in value
+            # `~nobody` would be expanded to nothing.
+            right = right and not (self.path and os.path.expanduser(value).startswith("~"))
             return right and (self.empty or bool(value.strip()))
         if self.kind is bool:
             return type(value) is bool
@@ -87,16 +90,16 @@ def _one_of(*choices: Any) -> Field:
     return Field(type(choices[0]), choices=choices)
 
 
-_BOOL, _TEXT, _FOLDER = Field(bool), Field(str), Field(str, empty=False)
+_BOOL, _TEXT, _PATH, _FOLDER = Field(bool), Field(str), Field(str, path=True), Field(str, path=True, empty=False)
 _SIDE = _float(0.01, 1.0)
 _COUNT = 2**31 - 1
 
 TABLE: dict[str, Field] = {
     "method": _one_of("baseline", "attention", "wsdan", "coarse2fine", "random_box"),
     "seed": _int(0, 2**32 - 1),
-    "init_from": _TEXT,
+    "init_from": _PATH,
     "dataset.name": _one_of("paper_birds", "cub200_2011", "folder"),
-    "dataset.path": _TEXT,
+    "dataset.path": _PATH,
     "dataset.cache_dir": _FOLDER,
     "dataset.unreadable": _one_of("skip", "fail"),
     "dataset.group_by": _TEXT,
@@ -120,7 +123,7 @@ TABLE: dict[str, Field] = {
     "model.backbone": _one_of(
         *("efficientnet_lite0", "resnet10_small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
     ),
-    "model.pretrained": _TEXT,
+    "model.pretrained": _PATH,
     "model.output_stride": _one_of(0, 8, 16, 32),
     "model.view_size": _int(8, 2048),
     "model.num_maps": _int(1, 1024),
@@ -159,7 +162,7 @@ TABLE: dict[str, Field] = {
     "train.eval_every_epochs": _float(0.0, 1e6),
     "train.log_every_steps": _int(1, _COUNT),
     "train.checkpoint_every_steps": _int(1, _COUNT),
-    "compilation_cache": _TEXT,
+    "compilation_cache": _PATH,
     "parallel.backend": _one_of("jit", "pmap"),
 }
 
@@ -282,7 +285,7 @@ def hint(name: str, field: Field, value: Any) -> str:
     if field.choices and isinstance(value, str) and field.kind is str:
         close = difflib.get_close_matches(value, field.choices, n=1)
         return f"; {close[0]}?" if close else ""
-    if field.kind is str and isinstance(value, str) and value.startswith("~"):
+    if field.path and isinstance(value, str) and value.startswith("~"):
         return "; there is no home folder of that name"
     if name == "augment.std" and type(value) is tuple and any(type(v) is float and 0 < v < 1 for v in value):
         return "; it counts in grey levels of 0 to 255"

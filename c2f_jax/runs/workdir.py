@@ -115,6 +115,8 @@ def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tup
         if there - UNCLAIMED or (workdir.exists() and not workdir.is_dir()):
             raise UserError(f"{workdir} exists and is not a run of this program: choose another --workdir")
         return ()
+    if (workdir / "checkpoints").exists() and not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir / 'checkpoints'} is not a folder: move it away, or choose another --workdir")
     old_fields, new_fields = _fields(_stored(workdir)), _fields(_as_stored(config))
     if has_recorded_nothing(workdir):
         return ("takes the place of a run that had recorded nothing",) if old_fields != new_fields else ()

@@ -11,9 +11,8 @@ from c2f_jax import cli
 from c2f_jax.errors import UserError
 from c2f_jax.inference import load_model
 from c2f_jax.runs.build import build
-from c2f_jax.runs.checkpoint import Checkpoints, checksums, latest_step, read
-from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
-from c2f_jax.runs.workdir import read_config
+from c2f_jax.runs.checkpoint import Checkpoints, checksums, latest_step, read, read_latest
+from c2f_jax.runs.loop import train_and_evaluate
 from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.slow
@@ -34,8 +33,8 @@ def files(folder):
 
 
 def arrays(checkpoint):
-    """The file with most of the array data."""
-    return files(checkpoint / "state")[-1]
+    """The files with array data."""
+    return [path for path in files(checkpoint / "state") if path.parent.name == "d"]
 
 
 def flip(path, place=0.5):
@@ -50,6 +49,10 @@ def cut(path, share):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
+def manifests(checkpoint):
+    return [path for path in files(checkpoint / "state") if path.name == "manifest.ocdbt"]
+
+
 DAMAGE = {
     "no state": lambda c: shutil.rmtree(c / "state"),
     "an empty state": lambda c: [path.unlink() for path in files(c / "state")],
@@ -57,44 +60,70 @@ DAMAGE = {
     "nothing in it": lambda c: [shutil.rmtree(c), c.mkdir()],
     "no metadata of the state": lambda c: (c / "state" / "_METADATA").unlink(),
     "half the metadata of the state": lambda c: cut(c / "state" / "_METADATA", 0.5),
-    "no manifest": lambda c: [path.unlink() for path in files(c / "state") if path.name == "manifest.ocdbt"],
-    "an empty manifest": lambda c: [cut(path, 0) for path in files(c / "state") if path.name == "manifest.ocdbt"],
-    "no array data": lambda c: arrays(c).unlink(),
-    "empty array data": lambda c: cut(arrays(c), 0),
-    "half the array data": lambda c: cut(arrays(c), 0.5),
-    "array data but the last byte": lambda c: cut(arrays(c), 0.9999),
-    "flipped bytes early in the arrays": lambda c: flip(arrays(c), 0.2),
-    "flipped bytes in the middle of the arrays": lambda c: flip(arrays(c), 0.5),
-    "flipped bytes late in the arrays": lambda c: flip(arrays(c), 0.8),
+    "no manifest": lambda c: [path.unlink() for path in manifests(c)],
+    "an empty manifest": lambda c: [cut(path, 0) for path in manifests(c)],
+    "no array data": lambda c: [path.unlink() for path in arrays(c)],
+    "empty array data": lambda c: [cut(path, 0) for path in arrays(c)],
+    "half the array data": lambda c: [cut(path, 0.5) for path in arrays(c)],
+    "array data but the end": lambda c: [cut(path, 0.98) for path in arrays(c)],
+    "flipped bytes early in the arrays": lambda c: [flip(path, 0.2) for path in arrays(c)],
+    "flipped bytes in the middle of the arrays": lambda c: [flip(path, 0.5) for path in arrays(c)],
+    "flipped bytes late in the arrays": lambda c: [flip(path, 0.8) for path in arrays(c)],
     "half the numbers": lambda c: cut(c / "progress" / "metadata", 0.5),
     "numbers that are something else": lambda c: (c / "progress" / "metadata").write_text("[]"),
     "checksums that are something else": lambda c: (c / "progress" / "metadata").write_text('{"checksums": 3}'),
 }
+READ_ALL_THE_SAME = {"no metadata of the state"}  # and the checksums say that it is right
+
+
+@pytest.fixture(scope="module")
+def run():
+    return build(tiny_config())
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_newest_checkpoint(kind, workdir, finished, capsys):
+def test_a_damaged_newest_checkpoint(kind, workdir, finished, run, capsys):
     before, newest = steps(workdir)[-2:]
     DAMAGE[kind](workdir / "checkpoints" / str(newest))
-    (workdir / "results.json").unlink()
     # Looked at: the one before is named and used, and nothing is changed.
-    evaluate_checkpoint(read_config(workdir), workdir)
+    found, model = read_latest(workdir, run.abstract_model)
+    said = capsys.readouterr().err
+    assert steps(workdir)[-1] == newest and found == (newest if kind in READ_ALL_THE_SAME else before)
+    whole = read(finished[0], found, run.abstract_model)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(model), jax.device_get(whole))
+    if kind not in READ_ALL_THE_SAME:
+        (line,) = said.splitlines()
+        assert f"checkpoint {newest} cannot be read" in line and line.endswith(f"checkpoint {before} is used")
+        assert len(line) < 600
+    # Gone on with: the one before, and this one is out of the way of the next.
+    with Checkpoints(workdir, every_steps=1, at_steps=()) as checkpoints:
+        found, state, progress, notes = checkpoints.restore_latest(run.abstract_state)
+        assert found == before == checkpoints.latest_step() and progress["seconds"] > 0
+        assert [f"checkpoint {newest} cannot be read" in note for note in notes] == [True]
+    whole = read(finished[0], before, run.abstract_state(before))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole))
+    assert (workdir / "damaged" / str(newest)).is_dir() and steps(workdir) == [before]
+
+
+def test_a_run_goes_on_from_before_the_damage(workdir, finished, run, capsys):
+    """To the same end, bit for bit; and an evaluation before it says which one it looks at."""
+    before, newest = steps(workdir)[-2:]
+    DAMAGE["flipped bytes in the middle of the arrays"](workdir / "checkpoints" / str(newest))
+    (workdir / "results.json").unlink()
+    assert cli.main(["--mode=eval", f"--workdir={workdir}"]) == 0
     said = capsys.readouterr()
-    (line,) = said.err.splitlines()
-    assert f"checkpoint {newest} cannot be read" in line and line.endswith(f"checkpoint {before} is used")
-    assert f"step {before}" in said.out and len(line) < 500 and steps(workdir)[-1] == newest
-    # Gone on with: the same end, bit for bit.
+    assert f"step {before}" in said.out and "have changed since they were saved" in said.err
     results = train_and_evaluate(tiny_config(), workdir)
     assert f"checkpoint {newest} cannot be read" in capsys.readouterr().out
-    assert results["fused/loss"] == finished[1]["fused/loss"] and (workdir / "damaged" / str(newest)).exists()
-    template = build(tiny_config()).abstract_state(newest)
+    assert results["fused/loss"] == finished[1]["fused/loss"]
+    template = run.abstract_state(newest)
     ends = [jax.device_get(read(there, newest, template)) for there in (finished[0], workdir)]
     jax.tree.map(np.testing.assert_array_equal, *ends)
 
 
 def test_all_checkpoints_damaged(workdir, capsys):
     for step in steps(workdir):
-        flip(arrays(workdir / "checkpoints" / str(step)))
+        DAMAGE["half the array data"](workdir / "checkpoints" / str(step))
     before = {str(path): path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="no whole one before it"):
         train_and_evaluate(tiny_config(), workdir)
