@@ -1,60 +1,122 @@
-"""Image files of every usual kind -> uint8 [H, W, 3], or one kind of error with a short reason."""
+"""Image files of every usual kind -> uint8 [H, W, 3], or one kind of error with a short reason.
+
+What one file may take is bounded, whatever it says of itself: `MAX_BYTES` to read, `MAX_PIXELS` to decode, `MAX_SCANS`
+for a JPEG; and nothing is handed to another program, as Pillow would do with EPS.
+"""
 
 import io
 import os
+import stat
+import warnings
+from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from c2f_jax.data import pixels, png
+
 # Also kinds that Pillow may not know: better named as unreadable than passed over in silence.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".tga"),
-    *(".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".avif", ".heic", ".heif"),
+    *(".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".avif", ".heic", ".heif", ".hif"),
 )
+# Of which pixels can be had without starting another program; the first that takes the bytes reads them.
+FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "TGA")
+
+MAX_BYTES = 1 << 30
+MAX_PIXELS = 1 << 27  # 134 million: a 100-megapixel camera's, and some to spare
+MAX_SCANS = 1 << 32  # scans of a JPEG times its pixels: 30 of the largest; usual progressive ones have 10
+
+# From 89 million pixels on Pillow warns; `MAX_PIXELS` is below its own end.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: lambda array: array[:, ::-1],
+    3: lambda array: array[::-1, ::-1],
+    4: lambda array: array[::-1],
+    5: lambda array: array.transpose(1, 0, 2),
+    6: lambda array: np.rot90(array, -1),
+    7: lambda array: array[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda array: np.rot90(array, 1),
 }
 
 
 class UnreadableImage(ValueError):
-    """Bytes that are not a whole image in a known format. Its message is a short reason without the file's name."""
+    """A file that gives no picture. Its message is a short reason without the file's name.
+
+    Raised as such, it is a verdict on the file's content: not a whole image in a known format.
+    """
 
 
-def decode(source: bytes | str | os.PathLike[str]) -> np.ndarray:
+class OutOfReach(UnreadableImage):
+    """The file, or the memory for it, could not be had this time: no verdict on its content, and not to be kept."""
+
+
+class Photo(NamedTuple):
+    """A picture: `image` uint8 [h, w, 3], and the size that the file has, turned upright."""
+
+    image: np.ndarray
+    height: int
+    width: int
+
+
+def decode(source: bytes | str | os.PathLike[str], *, min_side: int | None = None) -> np.ndarray:
+    """The picture as people see it, uint8 [H, W, 3]: `decode_photo` without the file's own size."""
+    return decode_photo(source, min_side=min_side).image
+
+
+def decode_photo(source: bytes | str | os.PathLike[str], *, min_side: int | None = None) -> Photo:
     """The picture as people see it.
 
-    Turned upright as EXIF says; the first frame of an animation; grey repeated; palette and CMYK converted (colour
-    profiles are not applied); transparent places show white; 16-bit grey levels scaled to 8 bits.
+    Turned upright as EXIF says; the first frame of an animation, page of a TIFF, or picture of several; colours brought
+    to sRGB; transparent places white; grey levels of 16 and 32 bits and floats scaled to 8 bits: see `pixels.to_rgb`.
 
     Args:
         source: an image file's bytes, or its path.
-
-    Returns:
-        uint8 [H, W, 3].
+        min_side: if the shorter side is to be reduced to so many pixels or more, a JPEG may be decoded at a half, a
+            quarter or an eighth of its size, with twice that many left at least: quicker, and by an antialiased
+            reduction afterwards hardly told apart. None: the file's own size.
 
     Raises:
-        UnreadableImage: if the file is missing, empty, cut short, damaged, not an image, or unreasonably large.
+        OutOfReach: if the file cannot be read or memory is short: it may be had another time.
+        UnreadableImage: if the file is empty, cut short, damaged, not an image, or unreasonably large.
     """
+    data = source if isinstance(source, bytes) else _read(source)
+    if not data:
+        raise UnreadableImage("empty file")
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        if not data:
-            raise UnreadableImage("empty file")
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return np.array(_to_rgb(_upright(image)))
+        try:
+            return _decoded(data, None, min_side)
+        except ValueError:
+            if isinstance(data, bytes) and data.startswith(png.SIGNATURE):  # which has perhaps too much text
+                return _decoded(*png.without_text(data), min_side)
+            raise
     except UnreadableImage:
         raise
+    except MemoryError as error:
+        raise OutOfReach("not enough memory") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise UnreadableImage(_reason(error)) from error
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        # Without waiting for somebody to write into a pipe.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableImage("not a file")
+            if status.st_size > MAX_BYTES:
+                raise UnreadableImage(f"{status.st_size / 2**30:.1f} GiB; at most {MAX_BYTES / 2**30:.0f} are read")
+            return file.read()
+    except OSError as error:
+        raise OutOfReach((error.strerror or str(error) or type(error).__name__).lower()) from error
+    except MemoryError as error:
+        raise OutOfReach("not enough memory") from error
 
 
 def find_images(root: str | os.PathLike[str]) -> list[str]:
@@ -111,34 +173,53 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _decoded(data: bytes, profile: bytes | None, min_side: int | None) -> Photo:
+    formats = _formats()
+    if data[4:8] == b"ftyp" and "HEIF" not in formats:
+        raise OutOfReach("HEIC needs the package pillow-heif: pip install pillow-heif")
+    with closing(Image.open(io.BytesIO(data), formats=formats)) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        if image.format in ("JPEG", "MPO"):
+            if data.count(b"\xff\xda") * width * height > MAX_SCANS:
+                raise UnreadableImage("far too many scans")
+            if min_side is not None:
+                image.draft(None, (2 * min_side, 2 * min_side))
+        reduced = image.size != (width, height)
+        image.load()
+        orientation = _orientation(image)
+        array = pixels.to_rgb(image, profile or image.info.get("icc_profile"))
+    if orientation in _TURNS:
+        array = np.ascontiguousarray(_TURNS[orientation](array))
+        if orientation >= 5:
+            width, height = height, width
+    return Photo(array, height, width) if reduced else Photo(array, *array.shape[:2])
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that are installed, ready."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Of a loaded image, 1 to 8. Plugins that turn it themselves (HEIF, AVIF, TIFF) say 1, or nothing."""
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF data say nothing about the pixels
-        turn = None
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise UnreadableImage("floating-point pixels, which have no known range")
-    if image.mode.startswith("I"):  # Pillow would clip at 255
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise UnreadableImage("32-bit pixels, which have no known range")
-        return Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode.endswith("A") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return 1
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, Image.DecompressionBombError):
-        return "far too many pixels"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+        return f"far too many pixels; at most {MAX_PIXELS // 10**6} million are read"
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
