@@ -1,14 +1,23 @@
 """Every kind of image file becomes what people see; every broken one the same kind of error."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
+import tempfile
+import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from c2f_jax.data.images import UnreadableImage, decode, find_images
+from c2f_jax.data import images, png
+from c2f_jax.data.images import OutOfReach, UnreadableImage, decode, decode_photo, find_images
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Smooth, so that JPEG keeps it; no two corners alike, so that every turn shows.
 Y, X = np.mgrid[:24, :40]
@@ -98,14 +107,41 @@ TURNED = {  # EXIF orientation -> what a camera held like that stores of the pic
 
 
 @pytest.mark.parametrize("orientation", TURNED)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
 def test_turned_upright(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(TURNED[orientation]))
-    image = decode(encoded(stored, kind, exif=exif, **({"quality": 98, "subsampling": 0} if kind == "JPEG" else {})))
+    options = {"JPEG": {"quality": 98, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 99}}
+    data = encoded(stored, kind, exif=exif.tobytes(), **options.get(kind, {}))
+    image = decode(data)
     assert image.shape == PICTURE.shape
     assert np.abs(image.astype(int) - PICTURE).max() < 12
+    photo = decode_photo(data, min_side=4)
+    assert (photo.height, photo.width) == PICTURE.shape[:2]
+    assert photo.image.shape == ((12, 20, 3) if kind == "JPEG" else PICTURE.shape)
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_heic(orientation):
+    """Its plugin turns it: once is enough."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(TURNED[orientation]))
+    image = decode(encoded(stored, "HEIF", exif=exif.tobytes(), quality=100, chroma=444))
+    assert image.shape == PICTURE.shape
+    assert np.abs(image.astype(int) - PICTURE).max() < 12
+
+
+def test_heic_without_its_package(monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    data = encoded(Image.fromarray(PICTURE), "HEIF")
+    monkeypatch.setattr(images, "_formats", lambda: ("JPEG", "PNG"))
+    with pytest.raises(OutOfReach, match="pip install pillow-heif"):
+        decode(data)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -143,8 +179,8 @@ def bomb():
         (PNG[: len(PNG) // 2], "truncated"),
         (PNG[:60] + b"\0\0\0\0" + PNG[64:], "."),
         (bomb(), "too many pixels"),
-        (encoded(Image.fromarray(PICTURE[..., 0].astype(np.float32)), "TIFF"), "floating-point"),
-        (encoded(Image.fromarray(PICTURE[..., 0].astype(np.int32) * 1000), "TIFF"), "32-bit"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not an image"),
     ],
 )
 def test_broken_files(data, reason):
@@ -153,10 +189,125 @@ def test_broken_files(data, reason):
     assert 0 < len(str(caught.value)) < 100 and "\n" not in str(caught.value)
 
 
-def test_missing_file_and_folder(tmp_path):
+def test_what_is_out_of_reach_is_no_verdict_on_the_content(tmp_path):
+    """Missing files, folders, and a process that has too many files open."""
     for path in (tmp_path / "none.jpg", tmp_path):
-        with pytest.raises(UnreadableImage, match="no such file|is a directory"):
+        with pytest.raises(OutOfReach, match="no such file|is a directory"):
             decode(path)
+    (tmp_path / "a.png").write_bytes(PNG)
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as lowest_free:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free.fileno() + 1, hard))
+        try:
+            with pytest.raises(OutOfReach, match="too many open files"):
+                decode(tmp_path / "a.png")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    np.testing.assert_array_equal(decode(tmp_path / "a.png"), PICTURE)
+    for data in (b"", JPEG[:-60]):
+        with pytest.raises(UnreadableImage) as caught:
+            decode(data)
+        assert not isinstance(caught.value, OutOfReach)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this system")
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(UnreadableImage, match="not a file"):
+        decode(tmp_path / "a.jpg")
+
+
+def test_memory_that_is_short_is_no_verdict_on_the_content():
+    code = """
+import io, os, resource, sys
+from PIL import Image
+from c2f_jax.data.images import OutOfReach, decode
+buffer = io.BytesIO()
+Image.new("RGB", (9000, 9000)).save(buffer, "PNG")
+decode(open(sys.argv[1], "rb").read())
+used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
+try:
+    decode(buffer.getvalue())
+except OutOfReach as error:
+    print(error)
+"""
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("needs Linux's /proc")
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(PNG)
+        file.flush()
+        done = subprocess.run([sys.executable, "-c", code, file.name], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "not enough memory\n", done.stderr
+
+
+def peak_mib(data, tmp_path):
+    """What decoding takes at most in a process of its own, beyond what it had before; and what came of it."""
+    (tmp_path / "file").write_bytes(data)
+    code = """
+import sys
+from c2f_jax.data.images import UnreadableImage, decode, _formats
+def peak(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+_formats()
+before = peak()
+try:
+    said = decode(sys.argv[1]).shape
+except UnreadableImage as error:
+    said = error
+print((peak() - before) // 1024, said)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    mib, _, said = done.stdout.strip().partition(" ")
+    return int(mib), said
+
+
+def packed_png(width, height):
+    """Black, of few bytes, row by row, so that making it takes no memory either."""
+    packer = zlib.compressobj(1)
+    rows = b"".join([*(packer.compress(bytes(1 + 3 * width)) for _ in range(height)), packer.flush()])
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return png.SIGNATURE + b"".join(chunk(*one) for one in chunks)
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+def test_one_file_takes_what_is_bounded(tmp_path):
+    side = 10100  # a 100-megapixel camera's
+    mib, said = peak_mib(packed_png(side, side), tmp_path)
+    assert said == f"({side}, {side}, 3)" and mib < 8.5 * side**2 / 2**20
+    # Refused by its header, whatever stands behind it.
+    huge = png.SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+    mib, said = peak_mib(huge + packed_png(60, 60)[33:], tmp_path)
+    assert "too many pixels; at most 134 million" in said and mib < 50
+    tiff = bytearray(encoded(Image.new("L", (64, 64)), "TIFF"))
+    place = tiff.index(struct.pack("<HHI", 256, 4, 1))  # ImageWidth
+    tiff[place + 8 : place + 12] = struct.pack("<I", 1 << 30)
+    mib, said = peak_mib(bytes(tiff), tmp_path)
+    assert "too many pixels" in said and mib < 50
+
+
+def test_an_animation_is_not_read_to_its_end():
+    few, many = ([Image.new("L", (300, 300), 10 * (i % 20)) for i in range(count)] for count in (2, 2000))
+    few, many = (encoded(one[0], "GIF", save_all=True, append_images=one[1:]) for one in (few, many))
+    began = time.perf_counter()
+    np.testing.assert_array_equal(decode(many), decode(few))
+    assert time.perf_counter() - began < 0.5
+
+
+def test_a_jpeg_of_endless_scans():
+    """A scan of white is a few bytes, and libjpeg goes through the whole picture for each."""
+    data = encoded(Image.new("L", (2000, 2000), 255), "JPEG", progressive=True)
+    assert decode(data).min() == 255
+    last = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(UnreadableImage, match="too many scans"):
+        decode(data[:-2] + 2000 * last + data[-2:])
 
 
 def test_find_images(tmp_path):
