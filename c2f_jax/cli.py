@@ -10,6 +10,7 @@ from typing import NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
+from c2f_jax import program, shipped
 from c2f_jax.errors import Interrupted, UserError
 from c2f_jax.runs import fields, supervisor
 from c2f_jax.runs.config_file import load_config, located, override
@@ -35,9 +36,11 @@ class Command(NamedTuple):
     workdir: Path
     mode: str
     cluster: Cluster | None  # None: this process is alone
-    images: Path | None  # of mode predict, like the next two
-    output: Path | None
-    overlays: Path | None
+    images: Path | None  # of modes predict and eval
+    output: Path | None  # where there are images
+    overlays: Path | None  # of mode predict
+    unknown: bool = False
+    unknown_classes: str = "refuse"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,7 +84,7 @@ def _run(command: Command) -> int:
 
 def _told(error: Exception, code: int) -> int:
     if not supervisor.is_supervised() or _is_first():
-        print(f"launch.py: {_one_line(str(error))}", file=sys.stderr)
+        print(f"{program.name()}: {_one_line(str(error))}", file=sys.stderr)
     return code
 
 
@@ -106,7 +109,7 @@ def _run_one_of_several(command: Command, cluster: Cluster) -> int:
     try:
         processes.join(*cluster)
     except UserError as error:
-        print(f"launch.py: {error}", file=sys.stderr)
+        print(f"{program.name()}: {error}", file=sys.stderr)
         supervisor.end(2)
     channel.joined()
     try:
@@ -138,13 +141,29 @@ def run(command: Command, interruption: Interruption | None = None) -> None:
 
         assert command.images is not None and command.output is not None  # `parse` has seen to it
         model = model_of_run(command.workdir, command.config)
-        unreadable = predict_folder(model, command.images, command.output, command.overlays)
+        unreadable = predict_folder(
+            model, command.images, command.output, command.overlays, mark_unknown=command.unknown
+        )
         print(f"{command.output}" + (f"; {unreadable} unreadable: see the column error" if unreadable else ""))
+        return
+    if command.images is not None:
+        from c2f_jax.inference.evaluation import check_outputs, evaluate_photos
+        from c2f_jax.inference.predict import model_of_run
+
+        assert command.output is not None
+        check_outputs(command.output)  # before the model is made, which takes a while
+        evaluate_photos(
+            model_of_run(command.workdir, command.config),
+            command.images,
+            command.output,
+            unknown_classes=command.unknown_classes,
+            mark_unknown=command.unknown,
+        )
         return
     from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
 
     if command.mode == "eval":
-        evaluate_checkpoint(command.config, command.workdir)
+        evaluate_checkpoint(command.config, command.workdir, tell_unknown=command.unknown)
     else:
         train_and_evaluate(command.config, command.workdir, interruption=interruption)
 
@@ -159,19 +178,37 @@ class _Flag(NamedTuple):
 
 # One line a flag. `parse` tells who gives one to a mode that has no use for it.
 FLAGS = {
-    "config": _Flag(("train",), "FILE", f"what to run; default {DEFAULT_CONFIG}"),
+    "config": _Flag(
+        ("train",), "FILE", f"what to run; default {DEFAULT_CONFIG}. Those that ship go by their names, too: cub"
+    ),
     "config.GROUP.FIELD": _Flag(
         ("train",), "VALUE", "any field of it, e.g. --config.train.batch_size=32; all are in docs/config.md"
     ),
     "workdir": _Flag(MODES, "DIR", "where the run lives; default runs/<the config's name>"),
-    "images": _Flag(("predict",), "DIR", "the folder of images, in any depth"),
-    "output": _Flag(("predict",), "CSV", "the file to write; default predictions.csv"),
+    "images": _Flag(
+        ("predict", "eval"),
+        "PATH",
+        "predict: a folder of images, in any depth, or an image; eval: labelled photos, all of which are measured, in "
+        "one folder per class or as a table",
+    ),
+    "output": _Flag(
+        ("predict", "eval"),
+        "FILE",
+        "the file to write; default predictions.csv; eval with --images: default evaluation.json, and .csv beside it",
+    ),
     "overlays": _Flag(("predict",), "DIR", "a new folder for pictures of what the model looked at"),
     "coordinator": _Flag(("train", "eval"), "HOST:PORT", "several processes elsewhere: where process 0 is reached"),
     "processes": _Flag(("train", "eval"), "N", "with --coordinator: how many there are"),
     "process": _Flag(("train", "eval"), "I", "with --coordinator: which one this is, from 0"),
 }
+HOW = ("refuse", "skip")
+FLAGS["unknown_classes"] = _Flag(
+    ("eval",), "HOW", "with --images, photos of classes that the run does not know: refuse (default) or skip"
+)
 SWITCHES = {
+    "unknown": _Flag(
+        ("predict", "eval"), "", "mark images that are none of the run's classes, by its threshold (docs/predict.md)"
+    ),
     "multiprocess": _Flag(
         ("train", "eval"),
         "",
@@ -186,8 +223,9 @@ Classifies images by two looks: attention maps on a coarse view find where to lo
 goes on with a run that was stopped; --mode=eval measures the last checkpoint of a run on its test part, and
 --mode=predict says what a run's model sees in a folder of images. `--mode=MODE --help` has the flags of each.""",
     "eval": """\
-Measures the last checkpoint of the run in --workdir on the test part of its data, and changes nothing in it. It needs
-no --config: the run has kept its own. What changes no result may be given otherwise, such as the batch size.""",
+Measures the last checkpoint of the run in --workdir on the test part of its data, and changes nothing in it; with
+--images on other labelled photos. It needs no --config: the run has kept its own. What changes no result may be given
+otherwise, such as the batch size.""",
     "predict": """\
 Says what the model of the run in --workdir sees in each image of a folder: a CSV file with the likeliest classes and
 the box of the second look, and pictures of it. It needs no --config: the run has kept its own.""",
@@ -207,6 +245,8 @@ examples:
       the run in runs/paper_birds
   python launch.py --mode=eval --workdir runs/mine
       another one
+  python launch.py --mode=eval --workdir runs/mine --images new
+      on all of the labelled photos in new/<class>/...; writes evaluation.json and evaluation.csv
   python launch.py --mode=eval --workdir runs/mine --config.train.eval_batch_size=16
       with less memory""",
     "predict": """\
@@ -222,16 +262,16 @@ examples:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python launch.py --help")
+        raise UserError(f"{message}; see {program.command()} --help")
 
 
 def _parser(mode: str) -> _Parser:
     """Takes all flags; its help tells of those that have a meaning in `mode`."""
     parser = _Parser(
-        prog="launch.py",
-        usage="python launch.py" + (f" --mode={mode}" if mode != "train" else "") + " [flags]",
+        prog=program.name(),
+        usage=program.command() + (f" --mode={mode}" if mode != "train" else "") + " [flags]",
         description=DESCRIPTIONS[mode],
-        epilog=EXAMPLES[mode],
+        epilog=EXAMPLES[mode].replace("python launch.py", program.command()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -274,15 +314,34 @@ def parse(argv: Sequence[str]) -> Command:
             raise UserError(f"--{name} belongs to --mode {' and '.join(flag.modes)}; this is --mode {mode}")
     predicting = mode == "predict"
     if predicting and options.images is None:
-        raise UserError("--mode predict needs --images DIR, the folder of images")
+        raise UserError("--mode predict needs --images DIR, the folder of images, or an image")
+    for name in ("output", "unknown_classes"):
+        if getattr(options, name) is not None and options.images is None:
+            raise UserError(f"--{name} belongs to --mode {mode} with --images")
+    if options.unknown_classes not in (None, *HOW):
+        raise UserError(f"--unknown_classes must be {' or '.join(HOW)}; got {options.unknown_classes!r}")
     given = {name: getattr(options, name) for name in ("config", "workdir", "images", "output", "overlays")}
     paths = {name: as_path(f"--{name}", text) for name, text in given.items() if text is not None}
     workdir = paths.get("workdir", Path("runs") / paths.get("config", Path(DEFAULT_CONFIG)).stem)
     cluster = _cluster(options)
+    if options.images is not None and cluster is not None:
+        raise UserError(
+            "--images is for one process, on all of its devices; leave out --multiprocess and --coordinator"
+        )
     config = _config(mode, paths.get("config"), workdir, rest)
     config.lock()
-    output = paths.get("output", Path("predictions.csv")) if predicting else None
-    return Command(config, workdir, mode, cluster, paths.get("images"), output, paths.get("overlays"))
+    output = paths.get("output", Path("predictions.csv" if predicting else "evaluation.json"))
+    return Command(
+        config,
+        workdir,
+        mode,
+        cluster,
+        paths.get("images"),
+        output if "images" in paths else None,
+        paths.get("overlays"),
+        options.unknown,
+        options.unknown_classes or HOW[0],
+    )
 
 
 def _config(mode: str, path: Path | None, workdir: Path, rest: Sequence[str]) -> ConfigDict:
@@ -294,7 +353,7 @@ def _config(mode: str, path: Path | None, workdir: Path, rest: Sequence[str]) ->
     words = [_field(word) for word in rest]
     training = mode == "train"
     if training or path is not None:
-        path = path or Path(DEFAULT_CONFIG)
+        path = shipped.find(path or Path(DEFAULT_CONFIG))
         config = load_config(path)
     else:
         config = read_config(workdir)
@@ -321,7 +380,8 @@ def _field(word: str) -> tuple[str, str]:
     if not word.startswith("--config."):
         flags = [f"--{flag}" for flag in ("mode", *FLAGS, *SWITCHES)]
         close = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
-        raise UserError(f"there is no flag {word}" + (f"; {close[0]}?" if close else "; see python launch.py --help"))
+        hint = f"{close[0]}?" if close else f"see {program.command()} --help"
+        raise UserError(f"there is no flag {word}; {hint}")
     if not equals:
         raise UserError(f"{word} needs a value: {word}=...")
     return name, text

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "c2f_jax"
 
 # Rooms from the ground up: each may import those before it, and its own.
 LAYERS = [
-    ["errors", "memory"],
+    ["errors", "memory", "program", "shipped"],
     ["kernels"],
     ["layers"],
     ["models"],
@@ -23,6 +23,7 @@ LAYERS = [
     ["runs"],
     ["inference"],
     ["cli"],
+    ["__main__"],
 ]
 ONLY_HERE = {
     "chardet": ("data.tables",),
@@ -96,7 +97,7 @@ def test_a_package_is_known_in_one_place(package):
 ASKED_HERE = {
     r"jax\.(local_)?devices\(|jax\.(local_)?device_count|jax\.make_mesh": ("runs/parallel.py", "kernels/crop.py"),
     r"jax\.process_(index|count)|jax\.distributed|multihost_utils": ("runs/processes.py",),
-    r"os\.environ|os\.getenv|sys\.argv": ("memory.py", "cli.py", "runs/supervisor.py"),
+    r"os\.environ|os\.getenv|sys\.argv": ("memory.py", "cli.py", "runs/supervisor.py", "program.py", "__main__.py"),
     r"jax\._src|jax\.interpreters|jax\.core": (),
 }
 

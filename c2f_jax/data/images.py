@@ -64,19 +64,22 @@ class Photo(NamedTuple):
     width: int
 
 
-def decode(source: bytes | str | os.PathLike[str], *, min_side: int | None = None) -> np.ndarray:
+Source = bytes | str | os.PathLike[str] | np.ndarray | Image.Image
+
+
+def decode(source: Source, *, min_side: int | None = None) -> np.ndarray:
     """The picture as people see it, uint8 [H, W, 3]: `decode_photo` without the file's own size."""
     return decode_photo(source, min_side=min_side).image
 
 
-def decode_photo(source: bytes | str | os.PathLike[str], *, min_side: int | None = None) -> Photo:
+def decode_photo(source: Source, *, min_side: int | None = None) -> Photo:
     """The picture as people see it.
 
     Turned upright as EXIF says; the first frame of an animation, page of a TIFF, or picture of several; colours brought
     to sRGB; transparent places white; grey levels of 16 and 32 bits and floats scaled to 8 bits: see `pixels.to_rgb`.
 
     Args:
-        source: an image file's bytes, or its path.
+        source: an image file's bytes, or its path; or a picture in memory: of Pillow, or an array (see `from_array`).
         min_side: if the shorter side is to be reduced to so many pixels or more, a JPEG may be decoded at a half, a
             quarter or an eighth of its size, with twice that many left at least: quicker, and by an antialiased
             reduction afterwards hardly told apart. None: the file's own size.
@@ -84,7 +87,16 @@ def decode_photo(source: bytes | str | os.PathLike[str], *, min_side: int | None
     Raises:
         OutOfReach: if the file cannot be read or memory is short: it may be had another time.
         UnreadableImage: if the file is empty, cut short, damaged, not an image, or unreasonably large.
+        ValueError: if an array is no picture.
     """
+    if isinstance(source, np.ndarray):
+        array = from_array(source)
+        return Photo(array, *array.shape[:2])
+    if isinstance(source, Image.Image):
+        try:
+            return _converted(source, None, source.size)
+        except Exception as error:  # it may not have been read from its file yet
+            raise UnreadableImage(_reason(error)) from error
     data = source if isinstance(source, bytes) else _read(source)
     if not data:
         raise UnreadableImage("empty file")
@@ -186,15 +198,49 @@ def _decoded(data: bytes, profile: bytes | None, min_side: int | None) -> Photo:
                 raise UnreadableImage("far too many scans")
             if min_side is not None:
                 image.draft(None, (2 * min_side, 2 * min_side))
-        reduced = image.size != (width, height)
-        image.load()
-        orientation = _orientation(image)
-        array = pixels.to_rgb(image, profile or image.info.get("icc_profile"))
+        return _converted(image, profile, (width, height))
+
+
+def _converted(image: Image.Image, profile: bytes | None, size: tuple[int, int]) -> Photo:
+    """profile: in place of the image's own; size: width and height that the file says, which may be decoded smaller."""
+    width, height = size
+    reduced = image.size != size
+    image.load()
+    orientation = _orientation(image)
+    array = pixels.to_rgb(image, profile or image.info.get("icc_profile"))
     if orientation in _TURNS:
         array = np.ascontiguousarray(_TURNS[orientation](array))
         if orientation >= 5:
             width, height = height, width
     return Photo(array, height, width) if reduced else Photo(array, *array.shape[:2])
+
+
+def from_array(array: np.ndarray) -> np.ndarray:
+    """A picture in memory -> uint8 [H, W, 3].
+
+    Args:
+        array: [H, W] or [H, W, 1] grey, [H, W, 3] RGB, or [H, W, 4] RGBA (what is transparent becomes white); uint8, or
+            floats from 0 to 1.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    check_array(array)
+    if array.dtype != np.uint8:
+        array = np.floor(255.0 * array + 0.5).astype(np.uint8)
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return pixels.to_rgb(Image.fromarray(np.ascontiguousarray(array)), None)
+
+
+def check_array(array: np.ndarray) -> None:
+    """Raises ValueError unless `from_array` takes it."""
+    shape, floats = array.shape, np.issubdtype(array.dtype, np.floating)
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
+        raise ValueError(f"an array of a picture is [H, W], or [H, W, n] with n of 1, 3 or 4; got {list(shape)}")
+    if not floats and array.dtype != np.uint8:
+        raise ValueError(f"an array of a picture is uint8 from 0 to 255, or floats from 0 to 1; got {array.dtype}")
+    if floats and not (np.all(array >= 0.0) and np.all(array <= 1.0)):
+        raise ValueError("an array of floats holds levels from 0 to 1; give others as uint8 from 0 to 255")
 
 
 @cache

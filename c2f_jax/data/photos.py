@@ -4,6 +4,8 @@ Without a test part `TEST_FRACTION` of each class is set aside. Every file is de
 that cannot be read turns up in the middle of it.
 """
 
+import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +35,12 @@ class Photos:
     def labels(self) -> np.ndarray:
         """int [N], without decoding a photo."""
         return np.array([item.label for item in self._items], int)
+
+    @property
+    def digest(self) -> str:
+        """The same for the same files under the same labels, wherever their root lies."""
+        lines = sorted(f"{item.path}\0{item.label}" for item in self._items)
+        return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises UserError if the file has gone bad since it was checked."""

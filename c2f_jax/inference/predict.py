@@ -1,20 +1,22 @@
 """A finished run looks at any number of image files, in bounded memory, on all devices of this process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from c2f_jax.data import images, pipeline
 from c2f_jax.errors import UserError
 from c2f_jax.kernels import ordered
 from c2f_jax.models.two_looks import attention_over_image, log_probabilities
-from c2f_jax.runs import parallel
+from c2f_jax.runs import none_of_these, parallel
 from c2f_jax.runs.build import build_trained
 from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.workdir import read_class_names, read_config
@@ -24,13 +26,17 @@ from c2f_jax.training.losses import Task
 TOP = 5
 HEAT_SIZE = 64
 
+Picture = np.ndarray | Image.Image
+Pictures = str | Path | Picture | Sequence[str | Path | Picture]
+Step = Callable[[Any, dict[str, Any], dict[str, jax.Array]], Any]
+
 
 @dataclass(frozen=True)
 class Prediction:
     """What a model says of one image file.
 
     Attributes:
-        file: as it was given, or its path below the folder that was given.
+        file: as it was given, or its path below the folder that was given; of a picture in memory its place, "[0]".
         error: why the file could not be read; then the rest is empty.
         top: by view ("coarse" and, with two looks, "fine" and "fused"): up to five (class name, probability), the most
             probable first.
@@ -38,6 +44,7 @@ class Prediction:
             orientation applied); None with one look.
         attention: mean of the coarse view's attention maps, laid over the whole image [HEAT_SIZE, HEAT_SIZE]; its
             maximum is about 1, and it is 0 where that view did not reach; None without attention.
+        unknown: whether it is marked as none of the classes; None if that was not asked.
     """
 
     file: str
@@ -45,6 +52,7 @@ class Prediction:
     top: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     box: tuple[float, float, float, float] | None = None
     attention: np.ndarray | None = None
+    unknown: bool | None = None
 
     @property
     def best(self) -> tuple[str, float]:
@@ -59,50 +67,98 @@ class Model:
         """config: of the run in `workdir`; class_names: by label."""
         self.class_names = tuple(class_names)
         self._trained = build_trained(config, num_classes=len(self.class_names))
-        _, model = read_latest(workdir, self._trained.abstract_model)
+        self.step, model = read_latest(workdir, self._trained.abstract_model)
         # As arguments of the compiled function, not constants in it.
         self._variables = (model["params"], model["batch_stats"])
+        self.workdir, self.config = workdir, config
         self._step = jax.jit(partial(prediction_step, self._trained.task))
+
+    @property
+    def task(self) -> Task:
+        """The network and its input."""
+        return self._trained.task
 
     @property
     def views(self) -> tuple[str, ...]:
         """The views that are predicted from."""
         return ("coarse",) if self._trained.task.test_region is None else ("coarse", "fine", "fused")
 
-    def predict(self, files: str | Path | Sequence[str | Path]) -> Iterator[Prediction]:
+    @cached_property
+    def threshold(self) -> float:
+        """Probability of the best class below which a picture is marked as unknown.
+
+        Raises:
+            UserError: if the run has none.
+        """
+        return none_of_these.read_threshold(self.workdir, self.step)
+
+    def predict(self, files: Pictures, *, mark_unknown: bool = False) -> Iterator[Prediction]:
         """Predictions in the order of the files, as they come.
 
         Args:
-            files: a folder, of which all images in any depth are taken in the order of their paths; or image files.
+            files: a folder, of which all images in any depth are taken in the order of their paths; an image file; a
+                picture in memory, Pillow's or an array (uint8 or floats from 0 to 1; [H, W], [H, W, 1], [H, W, 3] or
+                [H, W, 4]); or a sequence of files and pictures, also as one array [N, H, W, 3].
+            mark_unknown: say of each whether it is none of the classes, as the run's `threshold` has it.
 
         Raises:
-            UserError: if there is no such folder, or no image in it. Unreadable files do not raise: see
+            UserError: if there is no such folder, no image in it, or no threshold. Unreadable files do not raise: see
                 `Prediction.error`.
+            ValueError: if an array is no picture.
             FloatingPointError: if the model's answers are not finite.
         """
-        root, names = list_images(files) if isinstance(files, str | Path) else (Path(), [str(file) for file in files])
-        return self._predict(root, names)
+        sources: list[Path | Picture]
+        if isinstance(files, str | Path):
+            root, names = list_images(files)
+            sources = [root / name for name in names]
+        else:
+            alone = isinstance(files, Image.Image) or (isinstance(files, np.ndarray) and files.ndim < 4)
+            given: list[Any] = [files] if alone else list(cast(Sequence[Any], files))
+            names = [str(one) if isinstance(one, str | Path) else f"[{i}]" for i, one in enumerate(given)]
+            sources = [Path(one) if isinstance(one, str) else one for one in given]
+            for source in sources:
+                if isinstance(source, np.ndarray):
+                    images.check_array(source)
+        threshold = self.threshold if mark_unknown else None
+        return self._predict(sources, names, threshold)
 
-    def _predict(self, root: Path, names: Sequence[str]) -> Iterator[Prediction]:
+    def batches(
+        self, sources: Sequence[Path | Picture]
+    ) -> Iterator[tuple[list[pipeline.ImageFile], dict[str, np.ndarray]]]:
+        """As many at a time as the model takes, read: and the raw images as a batch on the host, filled up.
+
+        What cannot be read is black in it.
+        """
         trained = self._trained
-        rows = pipeline.read_images([root / name for name in names], raw=trained.raw)
-        for start in range(0, len(names), trained.batch_size):
-            chunk = names[start : start + trained.batch_size]
-            batch = [next(rows) for _ in chunk]
+        rows = pipeline.read_images(cast(Sequence[Path], sources), raw=trained.raw)
+        for start in range(0, len(sources), trained.batch_size):
+            batch = list(islice(rows, min(trained.batch_size, len(sources) - start)))
             size = trained.raw.size
             image = np.zeros((trained.batch_size, size, size, 3), np.uint8)
             window = np.tile(np.array([0, 0, 1, 1], np.float32), (trained.batch_size, 1))
             for i, row in enumerate(batch):
                 if row.image is not None:
                     image[i], window[i] = row.image, row.window
-            arrays = parallel.shard_batch({"image": image, "window": window}, trained.mesh)
-            said = jax.device_get(self._step(*self._variables, arrays))
+            yield batch, {"image": image, "window": window}
+
+    def run(self, step: Step, batch: dict[str, np.ndarray]) -> Any:
+        """`step` (compiled; parameters, statistics, batch) on all devices; what it returns, on the host."""
+        return jax.device_get(step(*self._variables, parallel.shard_batch(batch, self._trained.mesh)))
+
+    def _predict(
+        self, sources: Sequence[Path | Picture], names: Sequence[str], threshold: float | None
+    ) -> Iterator[Prediction]:
+        name = iter(names)
+        for rows, batch in self.batches(sources):
+            said = self.run(self._step, batch)
             if not all(np.all(np.isfinite(said[view])) for view in self.views):
                 raise FloatingPointError("the model's probabilities are not numbers: its training went wrong")
-            for i, (name, row) in enumerate(zip(chunk, batch, strict=True)):
-                yield self._prediction(name, row, {key: value[i] for key, value in said.items()})
+            for i, row in enumerate(rows):
+                yield self._prediction(next(name), row, {key: value[i] for key, value in said.items()}, threshold)
 
-    def _prediction(self, name: str, row: pipeline.ImageFile, said: dict[str, np.ndarray]) -> Prediction:
+    def _prediction(
+        self, name: str, row: pipeline.ImageFile, said: dict[str, np.ndarray], threshold: float | None
+    ) -> Prediction:
         if row.error is not None:
             return Prediction(name, error=row.error)
         top = {}
@@ -113,7 +169,8 @@ class Model:
         if "box" in said:
             ymin, xmin, ymax, xmax = (float(value) for value in said["box"])
             box = (xmin * row.width, ymin * row.height, xmax * row.width, ymax * row.height)
-        return Prediction(name, top=top, box=box, attention=said.get("attention"))
+        unknown = None if threshold is None else bool(np.max(said[self.views[-1]]) < threshold)
+        return Prediction(name, top=top, box=box, attention=said.get("attention"), unknown=unknown)
 
 
 def load_model(workdir: str | Path) -> Model:
@@ -126,6 +183,7 @@ def load_model(workdir: str | Path) -> Model:
         from c2f_jax.inference import load_model
         for prediction in load_model("runs/cub").predict("photos"):
             print(prediction.file, prediction.best, prediction.box)
+        (one,) = load_model("runs/cub").predict(array)  # or Image.open(...), "photo.jpg", [array, "photo.jpg"]
     """
     workdir = Path(workdir)
     return model_of_run(workdir, read_config(workdir))
@@ -153,17 +211,18 @@ def prediction_step(
     return said
 
 
-def list_images(folder: str | Path) -> tuple[Path, list[str]]:
-    """(the folder, paths below it of all images in it).
+def list_images(place: str | Path) -> tuple[Path, list[str]]:
+    """(folder, paths below it) of all images in a folder, or of an image file.
 
     Raises:
-        UserError: if there is no such folder, or no image in it.
+        UserError: if there is nothing, or no image in it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {what}: give a folder of images")
-    names = [str(name) for name in images.find_images(folder)]
+    place = Path(place)
+    if place.is_file():
+        return place.parent, [place.name]
+    if not place.is_dir():
+        raise UserError(f"{place} does not exist: give a folder of images, or an image")
+    names = [str(name) for name in images.find_images(place)]
     if not names:
-        raise UserError(f"{folder} holds no images (.jpg, .png, .webp, ...), in any depth")
-    return folder, names
+        raise UserError(f"{place} holds no images (.jpg, .png, .webp, ...), in any depth")
+    return place, names

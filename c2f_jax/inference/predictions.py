@@ -18,31 +18,36 @@ FRAME = (255, 209, 102)
 INK = (32, 32, 32)
 
 
-def predict_folder(model: Model, images: Path, output: Path, overlays: Path | None) -> int:
+def predict_folder(
+    model: Model, images: Path, output: Path, overlays: Path | None, *, mark_unknown: bool = False
+) -> int:
     """Predicts every image below `images` into the CSV file `output`; returns how many could not be read.
 
     Args:
         model: from `load_model`.
-        images: a folder.
+        images: a folder, or an image file.
         output: CSV file, one row per image; see `header`. Appears when it is complete.
         overlays: folder for one picture per image at the same path with .png added, or None.
+        mark_unknown: say of each image whether it is none of the classes.
 
     Raises:
-        UserError: if there is no image, or `output` or `overlays` would overwrite something.
+        UserError: if there is no image, no threshold for unknown ones where they are to be marked, or `output` or
+            `overlays` would overwrite something.
     """
     if output.exists():
         raise UserError(f"--output: {output} exists; choose another name, or move it away")
     if overlays is not None and overlays.exists() and (not overlays.is_dir() or any(overlays.iterdir())):
         raise UserError(f"--overlays: {overlays} exists and is not an empty folder; choose another")
     root, names = list_images(images)
+    predictions = model.predict(images, mark_unknown=mark_unknown)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial_output = output.with_name(output.name + ".part")
     unreadable = 0
     with partial_output.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(header(model.views))
-        for prediction in track(model.predict(root), total=len(names), what="predict"):
-            writer.writerow(row(prediction, model.views))
+        writer.writerow(header(model.views, unknown=mark_unknown))
+        for prediction in track(predictions, total=len(names), what="predict"):
+            writer.writerow(row(prediction, model.views, unknown=mark_unknown))
             unreadable += prediction.error is not None
             if overlays is not None and prediction.error is None:
                 path = overlays / f"{prediction.file}.png"
@@ -52,16 +57,17 @@ def predict_folder(model: Model, images: Path, output: Path, overlays: Path | No
     return unreadable
 
 
-def header(views: Sequence[str]) -> list[str]:
-    """Columns: file, box in pixels, then for each view five classes with probabilities; an error at the end."""
+def header(views: Sequence[str], *, unknown: bool = False) -> list[str]:
+    """Columns: file, for each view five classes with probabilities, box in pixels, unknown if asked, and an error."""
     columns = ["file"]
     for view in reversed(views):  # the fused answer first
         for place in range(1, TOP + 1):
             columns += [f"{view}_{place}", f"{view}_{place}_probability"]
-    return [*columns, "box_xmin", "box_ymin", "box_xmax", "box_ymax", "error"]
+    columns += ["box_xmin", "box_ymin", "box_xmax", "box_ymax"]
+    return [*columns, *(["unknown"] if unknown else []), "error"]
 
 
-def row(prediction: Prediction, views: Sequence[str]) -> list[str]:
+def row(prediction: Prediction, views: Sequence[str], *, unknown: bool = False) -> list[str]:
     """One image's fields, empty where there is nothing to say."""
     fields = [prediction.file]
     for view in reversed(views):
@@ -69,6 +75,8 @@ def row(prediction: Prediction, views: Sequence[str]) -> list[str]:
             entry = prediction.top.get(view, [])[place : place + 1]
             fields += [entry[0][0], f"{entry[0][1]:.4f}"] if entry else ["", ""]
     fields += [f"{value:.1f}" for value in prediction.box] if prediction.box is not None else [""] * 4
+    if unknown:
+        fields.append("" if prediction.unknown is None else "yes" if prediction.unknown else "no")
     return [*fields, prediction.error or ""]
 
 
@@ -114,5 +122,7 @@ def overlay(image: np.ndarray, prediction: Prediction) -> Image.Image:
 
 
 def _captions(prediction: Prediction) -> Iterator[str]:
+    if prediction.unknown:
+        yield "unknown: none of these"
     for view in reversed(prediction.top):
         yield f"{view}: " + ", ".join(f"{name} {value:.0%}" for name, value in prediction.top[view][:3])

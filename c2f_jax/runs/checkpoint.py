@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
+from c2f_jax import program
 from c2f_jax.errors import UserError
 from c2f_jax.runs import processes
 
@@ -199,7 +200,7 @@ def latest_step(workdir: Path) -> int:
     """
     steps = _steps(workdir)
     if not steps:
-        raise UserError(f"{workdir} holds no checkpoint; train first: python launch.py --workdir {workdir}")
+        raise UserError(f"{workdir} holds no checkpoint; train first: {program.command()} --workdir {workdir}")
     return steps[-1]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from c2f_jax import shipped
 from c2f_jax.errors import UserError
 from c2f_jax.runs import fields
 
@@ -28,7 +29,10 @@ def load_config(path: Path) -> ConfigDict:
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"--config: the file {path} {what}; those that ship are in configs/")
+        raise UserError(
+            f"--config: the file {path} {what}; those that ship go by their names: {', '.join(shipped.names())}"
+        )
+    shipped.make_importable(path)
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config: {path} is not a Python file (.py)")

@@ -10,6 +10,8 @@ import signal
 import sys
 import threading
 
+from c2f_jax import program
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -71,7 +73,7 @@ class Interruption:
 def _say(line: str) -> None:
     # By hand: the main thread may hold the lock of `sys.stderr`.
     start = "\r" if sys.stderr.isatty() else ""
-    os.write(2, f"{start}launch.py: {line}\n".encode())
+    os.write(2, f"{start}{program.name()}: {line}\n".encode())
 
 
 def _end(number: int, parting: str) -> None:

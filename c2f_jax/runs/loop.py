@@ -16,13 +16,15 @@ import numpy as np
 from c2f_jax.data import pipeline
 from c2f_jax.data.sources import Source, Splits, Subset
 from c2f_jax.errors import Interrupted, UserError
-from c2f_jax.evaluation.evaluate import eval_step, evaluate
+from c2f_jax.evaluation.confidence import confidences, joined, kept
+from c2f_jax.evaluation.evaluate import evaluate, metric_sums
 from c2f_jax.evaluation.pictures import save_sheet
-from c2f_jax.runs import parallel, processes
+from c2f_jax.runs import none_of_these, parallel, processes
 from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits, raw_images
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
+from c2f_jax.runs.held_out import check_test_part, remember_test_part
 from c2f_jax.runs.interruption import Interruption
-from c2f_jax.runs.workdir import TOKEN, check_class_names, check_workdir, claim_workdir, essential, locked, write_json
+from c2f_jax.runs.workdir import TOKEN, check_workdir, claim_workdir, essential, locked, write_json
 from c2f_jax.runs.writers import JsonLines, Reporter, print_table
 from c2f_jax.training.losses import Task
 from c2f_jax.training.stages import stage_at, stage_of_checkpoint
@@ -38,9 +40,7 @@ TOO_LARGE = 0.9
 SHARED_SECONDS = 10
 
 
-def train_and_evaluate(
-    config: Any, workdir: str | Path, *, interruption: Interruption | None = None
-) -> dict[str, Any]:
+def train_and_evaluate(config: Any, workdir: str | Path, *, interruption: Interruption | None = None) -> dict[str, Any]:
     """Trains through all stages, evaluates the test part once, and leaves everything in `workdir`.
 
     Called again with the same config it goes on from the last whole checkpoint; bit for bit on the same CPU. Weights
@@ -50,7 +50,7 @@ def train_and_evaluate(
     Args:
         config: all fields of `configs/default.py`.
         workdir: holds `config.json`, `class_names.json`, `metrics.jsonl`, `results.json`, `samples.png`, `train.lock`
-            and `checkpoints/` in the end.
+            and `checkpoints/` in the end; with a validation part `unknown.json`, of photos `test_part.json`.
         interruption: notes signals; the run then stops after a step, saved, in all processes at the same one.
 
     Returns:
@@ -74,6 +74,8 @@ def train_and_evaluate(
         processes.by_first(lambda: leaving.enter_context(locked(workdir)))
         _check_shared(workdir)
         notes = processes.by_first(lambda: claim_workdir(workdir, config, names)) or ()
+        if not begun:
+            processes.by_first(lambda: remember_test_part(workdir, run.splits))
         checkpoints = leaving.enter_context(
             Checkpoints(
                 workdir,
@@ -158,6 +160,7 @@ def _train(
             report.say(f"going on from step {start} of {total}")
 
         window: Window = []
+        sure: dict[int, none_of_these.Known] = {}  # by step, of the last evaluation of the validation part
         waited = 0.0  # seconds in this window that the host spent waiting for images
         closed: tuple[int, Window] | None = None
         window_began = time.perf_counter()
@@ -195,7 +198,8 @@ def _train(
                 name = stage_of_checkpoint(stages, step).name
                 whole = run.backend.get_state(state)
                 try:
-                    metrics = evaluate_on(whole, run.splits.validation, f"validation part, step {step}")
+                    metrics, known = evaluate_on(whole, run.splits.validation, f"validation part, step {step}")
+                    sure = {step: known}
                     log.write(step=step, stage=name, split="validation", metrics=metrics)
                     best = "fused" if "fused/loss" in metrics else "coarse"
                     report.say(f"{name} {step}/{total}  validation {best} {metrics[f'{best}/top_1_accuracy']:.2%}")
@@ -236,7 +240,9 @@ def _train(
     checkpoints.close()
     final = run.backend.get_state(state)
     try:
-        test = evaluate_on(final, run.splits.test, "test part")
+        test, known = evaluate_on(final, run.splits.test, "test part")
+        if len(run.splits.validation) and total not in sure:
+            _, sure[total] = evaluate_on(final, run.splits.validation, "validation part")
     except _Asked as asked:
         raise Interrupted(
             asked.signal, f"stopped, saved at step {total} of {total}; the same command evaluates the test part"
@@ -255,26 +261,42 @@ def _train(
     if first:
         log.write(step=total, stage=stages[-1].name, split="test", metrics=test)
         write_json(workdir / "results.json", results)
+        if total in sure:
+            view = "fused" if "fused/loss" in test else "coarse"
+            unknown = none_of_these.fit(sure[total], known, view=view, step=total)
+            none_of_these.write(workdir, unknown)
         interruption.defer(False)
         _draw_sheet(run, final, workdir / "samples.png")
         _tell_test(config, f"{config.dataset.name}, test, {config.method}", test)
+        if total in sure:
+            for part in ("validation", "test"):
+                print(none_of_these.told(unknown[part], unknown["threshold"], f"{part}, none of these"))
         print(f"{results['seconds']:.0f} s; {workdir / 'results.json'}, {workdir / 'samples.png'}")
     return results
 
 
-def evaluate_checkpoint(config: Any, workdir: str | Path) -> dict[str, float]:
+def evaluate_checkpoint(config: Any, workdir: str | Path, *, tell_unknown: bool = False) -> dict[str, float]:
     """The test metrics of the last checkpoint in `workdir`, printed and returned; nothing is written.
 
+    Args:
+        config: as the run's; its paths may be others, where the same photos lie.
+        workdir: the run's.
+        tell_unknown: print how many images the threshold for unknown ones keeps, too.
+
     Raises:
-        UserError: if there is no checkpoint, or it was trained on other classes.
+        UserError: if there is no checkpoint, it was trained on other classes, or the photos are not those of the run.
         FloatingPointError: if a figure is not finite.
     """
     workdir = Path(workdir)
 
     def prepare() -> tuple[Splits, Trained]:
-        latest_step(workdir)  # a run that has none says so before the data are read
+        step = latest_step(workdir)  # a run that has none says so before the data are read
+        if tell_unknown:
+            none_of_these.read_threshold(workdir, step)
         splits = load_splits(config)
-        check_class_names(workdir, splits.class_names)
+        note = check_test_part(workdir, config, splits)
+        if note and processes.is_first():
+            print(note)
         return splits, build_trained(config, num_classes=len(splits.class_names))
 
     splits, trained = processes.together(prepare)
@@ -282,9 +304,13 @@ def evaluate_checkpoint(config: Any, workdir: str | Path) -> dict[str, float]:
     processes.check_same("data set", [splits.class_names, len(splits.test)])
     step, model = read_latest(workdir, trained.abstract_model)
     batches = evaluation_batches(config, splits.test, trained.mesh)
-    metrics = evaluate(_eval_program(trained.task, trained.mesh), model["params"], model["batch_stats"], batches)
+    program = _eval_program(trained.task, trained.mesh)
+    metrics, known = _evaluated(program, model["params"], model["batch_stats"], batches)
     if processes.is_first():
         _tell_test(config, f"{config.dataset.name}, test, {config.method}, step {step}", metrics)
+        if tell_unknown:
+            threshold = none_of_these.read_threshold(workdir, step)
+            print(none_of_these.told(kept(*known, threshold), threshold, "test, none of these"))
     return metrics
 
 
@@ -321,12 +347,32 @@ class _Asked(Exception):
 
 
 def _eval_program(task: Task, mesh: jax.sharding.Mesh) -> Any:
-    return jax.jit(partial(eval_step, task), out_shardings=parallel.replicated(mesh))
+    """(params, batch_stats, batch) -> all metrics as (sum, count) pairs, and `confidences`."""
+
+    def program(params: Any, batch_stats: Any, batch: Any) -> tuple[Any, Any]:
+        looks = predict(task, params, batch_stats, batch)
+        return metric_sums(looks, batch), confidences(looks, batch)
+
+    return jax.jit(program, out_shardings=parallel.replicated(mesh))
+
+
+def _evaluated(
+    program: Any, params: Any, batch_stats: Any, batches: Iterator[Any]
+) -> tuple[dict[str, float], none_of_these.Known]:
+    """The metrics over all batches, and how sure the network was of each image."""
+    rows = []
+
+    def step(params: Any, batch_stats: Any, batch: Any) -> Any:
+        sums, row = program(params, batch_stats, batch)
+        rows.append(row)
+        return sums
+
+    return evaluate(step, params, batch_stats, batches), joined(rows)
 
 
 def _evaluator(run: Run, signal: Callable[[], int], remedy: Callable[[], str]) -> Any:
-    """(state, source, what it is) -> its metrics; raises `_Asked` between batches if there is a signal."""
-    step = _eval_program(run.task, run.mesh)
+    """(state, source, what it is) -> what `_evaluated` does; raises `_Asked` between batches if there is a signal."""
+    program = _eval_program(run.task, run.mesh)
 
     def heeding(batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
@@ -334,9 +380,9 @@ def _evaluator(run: Run, signal: Callable[[], int], remedy: Callable[[], str]) -
                 raise _Asked(number)
             yield batch
 
-    def evaluate_on(state: TrainState, source: Source, what: str) -> dict[str, float]:
+    def evaluate_on(state: TrainState, source: Source, what: str) -> tuple[dict[str, float], none_of_these.Known]:
         try:
-            return evaluate(step, state.params, state.batch_stats, heeding(run.evaluation_batches(source)))
+            return _evaluated(program, state.params, state.batch_stats, heeding(run.evaluation_batches(source)))
         except FloatingPointError as error:
             raise FloatingPointError(f"{what}: {error}{remedy()}") from None
 

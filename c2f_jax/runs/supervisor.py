@@ -16,6 +16,8 @@ import time
 import traceback
 from typing import IO, NoReturn
 
+from c2f_jax import program
+
 CHANNEL = "C2F_JAX_SUPERVISOR"  # tells a child the descriptor of its end of the channel
 JOINED = b"joined"
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
@@ -69,12 +71,13 @@ def supervise() -> int:
             else "the processes of this run did not find each other: start every one with the same --coordinator and "
             "--processes, each with its own --process, and let the coordinator's port be reachable and free"
         )
-        print(f"launch.py: {told}", file=sys.stderr)
+        print(f"{program.name()}: {told}", file=sys.stderr)
         return 1
     sys.stderr.buffer.write(fatal)
     sys.stderr.flush()
     if code < 0:
-        print(f"launch.py: the working process was ended by {signal.Signals(-code).name}", file=sys.stderr)
+        ended = f"the working process was ended by {signal.Signals(-code).name}"
+        print(f"{program.name()}: {ended}", file=sys.stderr)
         return 128 - code
     return code
 

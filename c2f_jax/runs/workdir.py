@@ -9,6 +9,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
+from c2f_jax import program
 from c2f_jax.errors import UserError
 from c2f_jax.runs import fields
 
@@ -244,7 +245,7 @@ def write_json(path: Path, value: Any) -> None:
 def _json(workdir: Path, name: str) -> Any:
     path = workdir / name
     if not path.is_file():
-        raise UserError(f"{workdir} holds no run; train first: python launch.py --workdir {workdir}")
+        raise UserError(f"{workdir} holds no run; train first: {program.command()} --workdir {workdir}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -1,0 +1,65 @@
+"""`test_part.json`: which photos a run set aside for its test, so that an evaluation cannot take others for them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from c2f_jax.data.sources import Splits
+from c2f_jax.errors import UserError
+from c2f_jax.runs.workdir import check_class_names, read_class_names, read_config, write_json
+
+FILE = "test_part.json"
+
+
+def remember_test_part(workdir: Path, splits: Splits) -> None:
+    """Writes the file, where the test part is photos of the user's."""
+    if (of := _told(splits)) is not None:
+        write_json(workdir / FILE, of)
+
+
+def check_test_part(workdir: Path, config: Any, splits: Splits) -> str:
+    """Refuses `splits` unless they are those of the run in `workdir`, at their old place or another.
+
+    Returns:
+        A line to tell, or "": a run of an earlier version has not written which its photos were.
+
+    Raises:
+        UserError: if they are others.
+    """
+    there, here = read_config(workdir).dataset, config.dataset
+    moved = here.name != there.name or _resolved(here.path) != _resolved(there.path)
+    remedy = f"to measure all labelled photos of a folder or table: --mode=eval --workdir {workdir} --images "
+    remedy += str(here.path) if moved and here.path else "DIR"
+    if moved and read_class_names(workdir) != splits.class_names:
+        raise UserError(f"dataset.path: {here.path} holds other classes than {workdir} was trained on; {remedy}")
+    check_class_names(workdir, splits.class_names)
+    of = _told(splits)
+    if of is None:
+        return ""
+    if not (workdir / FILE).exists():
+        return (
+            f"{workdir} does not say which photos it was trained on (an earlier version's does not): if {here.path} "
+            f"holds others, its {of['images']} test images are some of them; {remedy}"
+            if moved
+            else ""
+        )
+    try:
+        stored = json.loads((workdir / FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{workdir / FILE} cannot be read ({error}); restore it; or, {remedy}") from error
+    if stored != of:
+        what = f"{here.path} holds other photos" if moved else f"the photos in {here.path} are no longer those"
+        raise UserError(
+            f"dataset.path: {what} than {workdir} was tested on ({stored.get('images')} images then, {of['images']} "
+            f"here): split anew, trained ones would be among them; {remedy}"
+        )
+    return ""
+
+
+def _told(splits: Splits) -> dict[str, Any] | None:
+    digest = getattr(splits.test, "digest", None)
+    return None if digest is None else {"images": len(splits.test), "digest": digest}
+
+
+def _resolved(path: str) -> str:
+    return str(Path(path).expanduser().resolve()) if path else ""
