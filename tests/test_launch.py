@@ -1,8 +1,10 @@
 """`python launch.py` as a user starts it: a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,88 @@ def test_compiled_programs_are_kept(tmp_path):
     assert any((tmp_path / "compiled").iterdir())
     hit = "Persistent compilation cache hit for 'jit_train_step'"
     assert hit not in first.stderr and hit in second.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """What `pip install` makes: packages where pyproject.toml puts them, and the script of the command."""
+    root = tmp_path_factory.mktemp("installed")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    places = settings["tool"]["setuptools"]["package-dir"]
+    for package in settings["tool"]["setuptools"]["packages"]:
+        to = root / "site" / package.replace(".", "/")
+        to.mkdir(parents=True, exist_ok=True)
+        for path in (ROOT / places.get(package, package.replace(".", "/"))).glob("*.py"):
+            shutil.copy(path, to)
+    module, _, function = settings["project"]["scripts"]["c2f-jax"].partition(":")
+    script = root / "bin" / "c2f-jax"
+    script.parent.mkdir()
+    script.write_text(
+        f"import os, sys\nprint(os.environ.get('GLIBC_TUNABLES'))\nsys.stdout.flush()\n"
+        f"from {module} import {function}\nsys.exit({function}())\n"
+    )
+    return script
+
+
+def call(script, folder, *arguments):
+    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        cwd=folder,
+        env=env | {"PYTHONPATH": str(script.parents[1] / "site")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--mode=nothing"], "--mode must be one of"),
+        (["--config=folder"], "--config.dataset.path=PATH"),
+        (["--config=configs/folder.py"], "--config.dataset.path=PATH"),
+        (["--config=cub", "--config.dataset.path=nowhere.tgz"], "nowhere.tgz"),
+        (["--config.train.batch_sizee=8"], "batch_size?"),  # of the default config
+        (["--config=nope"], "those that ship, in configs/, go by their names: cub, cub50_lite0, folder, paper_birds"),
+        (["--config=mine/configs/nope.py"], "there is no file"),
+        (["--mode=eval", "--workdir=none"], "train first: c2f-jax --workdir none"),
+        (["--zzz"], "see c2f-jax --help"),
+    ],
+)
+def test_the_command_in_an_empty_folder(installed, tmp_path, arguments, words):
+    """It does what launch.py does: finds the configs that ship, and starts again with huge pages, once."""
+    told = call(installed, tmp_path, *arguments)
+    assert told.returncode == 2, told.stderr
+    assert told.stderr.startswith("c2f-jax: ") and told.stderr.count("\n") == 1 and words in told.stderr
+    assert told.stdout == ("None\n" + f"{TUNABLES}\n" if os.confstr("CS_GNU_LIBC_VERSION") else "None\n")
+
+
+def test_the_command_takes_configs_of_ones_own(installed, tmp_path):
+    """One that builds upon those that ship; and a whole folder of them, with a default of its own."""
+    (tmp_path / "mine.py").write_text(
+        "from configs import folder\ndef get_config():\n    config = folder.get_config()\n    config.seed = 7\n"
+        "    raise SystemExit(f'{config.dataset.name} {config.seed}')\n"
+    )
+    assert call(installed, tmp_path, "--config=mine.py").stderr == "folder 7\n"
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "configs" / "default.py").write_text("def get_config():\n    raise SystemExit('my own')\n")
+    assert call(installed, tmp_path, "--config=configs/folder.py").stderr == "my own\n"
+    assert "dataset.path" in call(installed, tmp_path, "--config=folder").stderr
+
+
+def test_the_command_without_its_packages(installed, tmp_path):
+    """`pip install .` alone brings what the kernels need."""
+    code = "import sys; sys.modules['ml_collections'] = None; from c2f_jax.__main__ import main; main()"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 2 and told.stderr.count("\n") == 1
+    assert "ml_collections is missing; pip install 'c2f-jax[train]'" in told.stderr
+
+
+def test_every_package_and_requirement_is_named():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "c2f_jax").rglob("__init__.py")}
+    assert set(settings["tool"]["setuptools"]["packages"]) == found | {"c2f_jax.configs"}
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    project = settings["project"]
+    assert sorted(lines) == sorted(project["dependencies"] + project["optional-dependencies"]["train"])
