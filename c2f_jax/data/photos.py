@@ -23,10 +23,10 @@ TEST_FRACTION = 0.2
 
 
 class Photos:
-    """A random-access source of photos, decoded when they are asked for."""
+    """A random-access source of photos, decoded when they are asked for; as of `images.decode`'s `min_side`."""
 
-    def __init__(self, root: Path, items: Sequence[Item]):
-        self._root, self._items = root, items
+    def __init__(self, root: Path, items: Sequence[Item], min_side: int | None = None):
+        self._root, self._items, self._min_side = root, items, min_side
 
     def __len__(self) -> int:
         return len(self._items)
@@ -48,7 +48,7 @@ class Photos:
             raise IndexError(index)
         path, label, box = self._items[index]
         try:
-            image = images.decode(self._root / path)
+            image = images.decode(self._root / path, min_side=self._min_side)
         except images.UnreadableImage as error:
             raise UserError(
                 f"{self._root / path} could be read at the start and now cannot ({error}): "
@@ -69,7 +69,14 @@ class Parts(NamedTuple):
 
 
 def load(
-    path: str, *, cache_dir: str, unreadable: str, validation_fraction: float, group_by: str = "", shots: int = 0
+    path: str,
+    *,
+    cache_dir: str,
+    unreadable: str,
+    validation_fraction: float,
+    group_by: str = "",
+    shots: int = 0,
+    min_side: int | None = None,
 ) -> Parts:
     """Lists the photos of a tree or table, checks that each can be read, and splits them; the same way every time.
 
@@ -81,6 +88,7 @@ def load(
         group_by: regular expression on the relative path; photos with the same first group (or the same match) stay
             together. One that it does not match is alone.
         shots: train on so many photos of each class only; 0 for all. Validation and test part are as without.
+        min_side: pixels that the shorter side of a photo will be reduced to, if that is less; None if it will not.
 
     Raises:
         UserError: if the photos cannot be used; it names the folder, file or row and the remedy.
@@ -134,7 +142,7 @@ def load(
     notes.insert(0, summary({name: [item.label for item in items] for name, items in parts.items()}, class_names))
     if groups:
         notes.insert(1, f"{len(set(groups.values()))} groups, each on one side of a split")
-    sources = [Photos(listing.root, items) for items in parts.values()]
+    sources = [Photos(listing.root, items, min_side) for items in parts.values()]
     return Parts(sources[0], sources[1], sources[2], class_names, tuple(notes))
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from c2f_jax.data.images import UnreadableImage, decode
+from c2f_jax.data.images import UnreadableImage, decode_photo
 from c2f_jax.data.raw import MIDDLE, Raw
 from c2f_jax.data.sources import Source
 
@@ -153,10 +153,10 @@ def read_images(paths: Sequence[Path], *, raw: Raw) -> Iterator[ImageFile]:
 
     def read(path: Path) -> ImageFile:
         try:
-            image = decode(path)
+            photo = decode_photo(path, min_side=raw.size)
         except UnreadableImage as error:
             return ImageFile(None, None, 0, 0, str(error))
-        return ImageFile(**raw.cut(image), height=image.shape[0], width=image.shape[1], error=None)
+        return ImageFile(**raw.cut(photo.image), height=photo.height, width=photo.width, error=None)
 
     ahead = max(2, min(64, READ_AHEAD // (3 * raw.size**2)))
     options = grain.ReadOptions(num_threads=min(2 * _cores(), ahead), prefetch_buffer_size=ahead)

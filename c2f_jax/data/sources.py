@@ -112,6 +112,7 @@ def load(
     test_size: int | None,
     group_by: str = "",
     shots: int = 0,
+    min_side: int | None = None,
 ) -> Splits:
     """The splits of data set `name`.
 
@@ -124,6 +125,7 @@ def load(
         train_size, test_size: paper_birds: how many examples to make; None for its own.
         group_by: folder: regular expression on the paths, of photos that no split may divide.
         shots: train on so many examples of each class only, five of them among the ten; 0 for all.
+        min_side: folder: pixels that the shorter side of a photo will be reduced to; None if it will not.
 
     Raises:
         UserError: if there is no such data set, its files are not there or not whole, or an option is not for it.
@@ -153,6 +155,7 @@ def load(
                 validation_fraction=validation_fraction,
                 group_by=group_by,
                 shots=shots,
+                min_side=min_side,
             )
         )
     train: Labelled

@@ -368,6 +368,7 @@ def load_splits(config: Any) -> Splits:
         test_size=config.dataset.test_size,
         group_by=config.dataset.group_by,
         shots=config.dataset.shots,
+        min_side=config.dataset.raw_size,
     )
 
 

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from c2f_jax.data.photos import Photos
 from c2f_jax.data.pipeline import training_batches
 from c2f_jax.data.raw import STRIP, Raw
+from c2f_jax.data.splitting import Item
 from c2f_jax.kernels import compose, crop_and_resize
 from c2f_jax.training.augment import example_keys, random_boxes, random_places
 
@@ -119,3 +122,16 @@ def test_training_sees_all_of_a_long_photo():
     assert levels == {0, 100, 200}
     starts = batch["window"][:, 1]
     assert starts.min() < 0.05 and starts.max() > 2 / 3 - 0.05
+
+
+def test_a_large_jpeg_is_decoded_at_reduced_scale_and_looks_the_same(tmp_path):
+    y, x = np.mgrid[:900, :1400]
+    photo = np.stack([127 + 100 * np.sin(x / 40), 127 + 100 * np.sin(y / 25), 127 + 100 * np.sin((x + y) / 60)], -1)
+    Image.fromarray(photo.round().astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    items, raw = [Item("a.jpg", 0, None)], Raw(96, keep_aspect=True)
+    whole, reduced = (Photos(tmp_path, items, min_side)[0]["image"] for min_side in (None, raw.size))
+    assert whole.shape == (900, 1400, 3) and reduced.shape == (225, 350, 3)
+    for place in ([0, 0], [0, 1]):
+        first, second = (raw.cut(image, np.array(place)) for image in (whole, reduced))
+        assert np.abs(first["image"].astype(int) - second["image"]).mean() < 1.0
+        np.testing.assert_allclose(first["window"], second["window"], atol=5e-3)
