@@ -248,7 +248,7 @@ def test_shots_of_the_embedded_data():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("dataset__shots", -1, "dataset.shots must be 0"),
+        ("dataset__shots", -1, "dataset.shots must be int from 0"),
         ("dataset__group_by", "(", "dataset.group_by: '\\(' is no regular expression"),
     ],
 )
