@@ -394,6 +394,9 @@ def _page(
         "figure here may stand beside one of 200 classes, and none is the Coarse2Fine paper's (see",
         "[method.md](method.md)).",
         "",
+        "Lines from before raw images were windows of the photo were measured on squeezed ones, and without",
+        "`region.cell_offset`: [method.md](method.md#raw-images-and-their-cells) has what both changed.",
+        "",
     ]
     if not known:
         return [*lines, "Nothing has been run yet.", ""]

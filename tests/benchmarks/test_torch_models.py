@@ -106,6 +106,7 @@ class Pair:
         config.model.dtype = "float64"
         config.model.output_stride = 0 if method == "baseline" else 16
         config.region.box_gradient, config.region.floor, config.loss.drop_view = "all", 0.0, False
+        config.region.cell_offset = 0.0
         config.stages.coarse_epochs = 1.0
         config.region.box_gradient_scale = 0.3  # the box pulls at the attention harder than the class
         config.optimizer.head_factor = config.optimizer.region_factor = 1.0
