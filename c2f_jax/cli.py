@@ -19,6 +19,7 @@ from c2f_jax.runs.workdir import as_path, check_reading, read_config
 
 MODES = ("train", "eval", "predict")
 DEFAULT_CONFIG = "configs/paper_birds.py"
+HOW = ("refuse", "skip")  # photos of classes that a run does not know
 
 
 class Cluster(NamedTuple):
@@ -196,15 +197,14 @@ FLAGS = {
         "FILE",
         "the file to write; default predictions.csv; eval with --images: default evaluation.json, and .csv beside it",
     ),
+    "unknown_classes": _Flag(
+        ("eval",), "HOW", "with --images, photos of classes that the run does not know: refuse (default) or skip"
+    ),
     "overlays": _Flag(("predict",), "DIR", "a new folder for pictures of what the model looked at"),
     "coordinator": _Flag(("train", "eval"), "HOST:PORT", "several processes elsewhere: where process 0 is reached"),
     "processes": _Flag(("train", "eval"), "N", "with --coordinator: how many there are"),
     "process": _Flag(("train", "eval"), "I", "with --coordinator: which one this is, from 0"),
 }
-HOW = ("refuse", "skip")
-FLAGS["unknown_classes"] = _Flag(
-    ("eval",), "HOW", "with --images, photos of classes that the run does not know: refuse (default) or skip"
-)
 SWITCHES = {
     "unknown": _Flag(
         ("predict", "eval"), "", "mark images that are none of the run's classes, by its threshold (docs/predict.md)"

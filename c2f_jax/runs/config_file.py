@@ -29,9 +29,8 @@ def load_config(path: Path) -> ConfigDict:
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(
-            f"--config: the file {path} {what}; those that ship go by their names: {', '.join(shipped.names())}"
-        )
+        names = ", ".join(shipped.names())
+        raise UserError(f"--config: the file {path} {what}; those that ship, in configs/, go by their names: {names}")
     shipped.make_importable(path)
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:

@@ -161,7 +161,7 @@ def test_what_cannot_be_measured(finished, tree, birds, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--mode=eval", "--images=x", "--multiprocess"], "--mode eval --images runs in one process"),
+        (["--mode=eval", "--images=x", "--multiprocess"], "--images is for one process"),
         (["--mode=eval", "--output=x"], "--output belongs to"),
         (["--mode=eval", "--unknown_classes=skip"], "--unknown_classes belongs to"),
         (["--mode=eval", "--images=x", "--unknown_classes=drop"], "refuse or skip; got 'drop'"),
