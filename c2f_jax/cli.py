@@ -243,8 +243,6 @@ examples:
 examples:
   python launch.py --mode=eval
       the run in runs/paper_birds
-  python launch.py --mode=eval --workdir runs/mine
-      another one
   python launch.py --mode=eval --workdir runs/mine --images new
       on all of the labelled photos in new/<class>/...; writes evaluation.json and evaluation.csv
   python launch.py --mode=eval --workdir runs/mine --config.train.eval_batch_size=16

@@ -222,7 +222,7 @@ def test_memory_that_is_not_there_is_a_line(capsys, tmp_path, monkeypatch):
     ("argv", "told", "untold"),
     [
         (["--help"], ["--config.GROUP.FIELD", "--multiprocess", "docs/config.md"], ["--images", "--overlays"]),
-        (["-h", "--mode", "eval"], ["--multiprocess", "changes nothing"], ["--images", "--config.GROUP"]),
+        (["-h", "--mode", "eval"], ["--multiprocess", "changes nothing", "--images"], ["--overlays", "--config.GROUP"]),
         (["--mode=predict", "--help"], ["--images", "--output", "--overlays", "CSV"], ["--multiprocess", "--process"]),
     ],
 )

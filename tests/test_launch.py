@@ -90,8 +90,8 @@ def call(script, folder, *arguments):
     ("arguments", "words"),
     [
         (["--mode=nothing"], "--mode must be one of"),
-        (["--config=folder"], "--config.dataset.path=PATH"),
-        (["--config=configs/folder.py"], "--config.dataset.path=PATH"),
+        (["--config=folder"], "--config.dataset.path=DIR"),
+        (["--config=configs/folder.py"], "--config.dataset.path=DIR"),
         (["--config=cub", "--config.dataset.path=nowhere.tgz"], "nowhere.tgz"),
         (["--config.train.batch_sizee=8"], "batch_size?"),  # of the default config
         (["--config=nope"], "those that ship, in configs/, go by their names: cub, cub50_lite0, folder, paper_birds"),

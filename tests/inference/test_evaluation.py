@@ -288,6 +288,11 @@ def test_runs_without_a_threshold(finished, tree, tmp_path, capsys):
         with pytest.raises(UserError):
             load_model(copy).predict(tree, mark_unknown=True)
     assert len(list(load_model(copy).predict(tree))) == COUNT
+    # The remedy: the training command once more.
+    (copy / "unknown.json").unlink()
+    train_and_evaluate(tiny_config(), copy)
+    again = json.loads((copy / "unknown.json").read_text())
+    assert again["threshold"] == pytest.approx(stored["threshold"], abs=1e-5) and again["test"] == stored["test"]
 
 
 def test_pictures_in_memory(finished, birds, tree, tmp_path):
