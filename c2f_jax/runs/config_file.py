@@ -126,8 +126,10 @@ def _unknown(name: str) -> str:
 def _raised(path: Path, error: BaseException) -> UserError:
     """What running the file at `path` raised, with the last line of it that was being run."""
     line: int | None = None
-    # ml_collections says some things in a KeyError, which quotes them.
-    said = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("'\"").split())
+    said = str(error)
+    if isinstance(error, KeyError | AttributeError):  # ml_collections quotes what it says in a KeyError
+        said = said.replace("\\n", " ").replace("\\'", "'").strip("'\"")
+    said = " ".join(said.split())
     if isinstance(error, SyntaxError) and error.filename:
         path = path if error.filename == os.path.abspath(path) else Path(error.filename)
         line, said = error.lineno, error.msg
