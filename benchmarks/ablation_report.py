@@ -394,8 +394,8 @@ def _page(
         "figure here may stand beside one of 200 classes, and none is the Coarse2Fine paper's (see",
         "[method.md](method.md)).",
         "",
-        "Lines from before raw images were windows of the photo were measured on squeezed ones, and without",
-        "`region.cell_offset`: [method.md](method.md#raw-images-and-their-cells) has what both changed.",
+        "All views that these runs were trained on were squeezed, by a fault that has been mended since; those of tests",
+        "were not. [method.md](method.md#raw-images-and-their-cells) has what that changed.",
         "",
     ]
     if not known:

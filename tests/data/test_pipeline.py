@@ -84,6 +84,27 @@ def test_images_of_other_sizes_are_scaled():
         np.testing.assert_allclose(batch["window"], [window] * 2, atol=1e-7)
 
 
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_photos_in_memory_give_the_same_batches(keep_aspect):
+    """Whatever their shape: it is not taken from what is kept of them, which once squeezed all training views."""
+
+    class Photos(Numbers):
+        def __getitem__(self, index):
+            photo = np.random.default_rng(index).integers(0, 256, (30 + 7 * index, 75 - 5 * index, 3), np.uint8)
+            return super().__getitem__(index) | {"image": photo}
+
+    raw = Raw(16, keep_aspect)
+    settings = {"batch_size": 5, "raw": raw, "seed": 0, "start": 0, "process": 0, "processes": 1}
+    kept = training_batches(InMemory(Photos(10), raw, Memory(8)), **settings)
+    plain = training_batches(Photos(10), **settings)
+    for _ in range(8):
+        jax.tree.map(np.testing.assert_array_equal, next(kept), next(plain))
+    (whole,) = evaluation_batches(InMemory(Photos(10), raw, Memory(8)), batch_size=10, raw=raw, process=0, processes=1)
+    sides = whole["window"][:, 2:] - whole["window"][:, :2]
+    pixels = sides * np.array([[30 + 7 * i, 75 - 5 * i] for i in range(10)])
+    assert np.allclose(pixels[:, 0], pixels[:, 1], rtol=0.04) == keep_aspect
+
+
 def test_photos_are_decoded_once_where_there_is_memory():
     decoded = []
 
