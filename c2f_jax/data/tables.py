@@ -56,6 +56,8 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     text, encoding = _text(path, data)
+    if "\0" in text:
+        raise UserError(f"{path} holds NUL characters, as no text does; save it as CSV in UTF-8")
     notes = []
     if not encoding.startswith("utf"):
         notes = [f"{path.name} is read as {encoding}; if names come out wrong, save it as UTF-8"]
@@ -65,12 +67,20 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
     else:
         lines = _separated(path, text)
         _, columns = next(lines, (1, []))
-        records = [(number, _record(path, number, columns, cells)) for number, cells in lines]
+        records = [(number, dict[str, str | None](_record(path, number, columns, cells))) for number, cells in lines]
     names = _columns(path, columns)
     unused = [column for column in columns if column not in names.values() and column]
     if unused:
         notes.append(f"{path.name}: columns not used: {', '.join(unused)}")
-    rows = [Row(number, {name: record.get(column, "") for name, column in names.items()}) for number, record in records]
+    rows = []
+    for number, record in records:
+        cells = {}
+        for name, column in names.items():
+            word = record.get(column, "")
+            if word is None:
+                raise UserError(f"{path}: row {number}: {column} is an object or a list; write one word or number")
+            cells[name] = word
+        rows.append(Row(number, cells))
     if not rows:
         raise UserError(f"{path} holds no row besides its header; write one for each photo")
     return rows, notes
@@ -78,7 +88,11 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
 
 def _text(path: Path, data: bytes) -> tuple[str, str]:
     """The text and the name of its encoding: what a byte order mark says, UTF-8 if it is, else the likeliest."""
-    marks = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    marks = {
+        codecs.BOM_UTF8: "utf-8",
+        **{codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"},  # before UTF-16, whose mark begins one
+        **{codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"},
+    }
     encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
     if b"\0" in data and encoding == "utf-8":
         encoding = chardet.detect(data)["encoding"] or encoding
@@ -126,21 +140,24 @@ def _record(path: Path, number: int, columns: Sequence[str], cells: Sequence[str
     return dict(zip(columns, cells, strict=False))
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, str | None]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             # Numbers stay as they are written: they are names here.
             record = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: row {number} is not JSON ({error}); write one object a line") from error
         if not isinstance(record, dict):
             raise UserError(f'{path}: row {number} is not an object; write {{"path": ..., "label": ...}}, one a line')
         yield number, {name: _word(value) for name, value in record.items()}
 
 
-def _word(value: Any) -> str:
+def _word(value: Any) -> str | None:
+    """None: no word, but an object or a list."""
+    if isinstance(value, dict | list):
+        return None
     if value is None:
         return ""
     return value.strip() if isinstance(value, str) else json.dumps(value)

@@ -332,3 +332,24 @@ def test_other_files(make, name, message):
     root = make("labels.xlsx")
     with pytest.raises(UserError, match=f"{message}; give the folder.*, or a table of path and label"):
         listing.read(root / name)
+
+
+@pytest.mark.parametrize("mark", ["utf-32", "utf-16", "utf-8-sig"])
+def test_what_a_byte_order_mark_says(table, mark):
+    assert [item.label for item in table("path,label\na.jpg,Grün\nb.jpg,x\n", encoding=mark).items] == ["Grün", "x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("path,label\na.jpg,o\0wl\n", "l.csv", "holds NUL characters"),
+        ("PK\3\4\24\0\0\0" * 20, "l.csv", "holds NUL characters"),  # a workbook that was given another name
+        ('{"path": "a.jpg", "label": {"name": "owl"}}\n', "l.jsonl", "row 1: label is an object or a list"),
+        ('{"path": "a.jpg", "label": "owl"}\n{"path": ["b.jpg"], "label": 1}\n', "l.jsonl", "row 2: path is an object"),
+        ("[" * 100_000, "l.jsonl", "row 1 is not JSON"),
+    ],
+)
+def test_files_that_are_no_table_are_a_line(table, text, name, message):
+    with pytest.raises(UserError, match=message) as caught:
+        table(text, name)
+    assert "\n" not in str(caught.value)
