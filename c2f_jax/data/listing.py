@@ -6,6 +6,8 @@ A tree: root/<class>/..., or root/<part>/<class>/..., perhaps in a folder more t
 
 import math
 import os
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,8 +21,14 @@ _PARTS = {
     **{name: "val" for name in ("val", "valid", "validation", "dev")},
     **{name: "test" for name in ("test", "testing")},
 }
+# With what is added to such names (train_set, test1, val2017, training images); no class is called so.
+_LIKE_PART = re.compile(
+    rf"({'|'.join(_PARTS)}|eval|evaluation|holdout)"
+    r"[\s_.-]*((set|data|dataset|split|part|image|img|photo|picture)s?)?[\s_.-]*\d*"
+)
 # Folders in a part that say that nobody knows the classes in it.
 _UNLABELLED = ("images", "imgs", "unknown", "unlabeled", "unlabelled", "all")
+_NOTHING = ("nan", "na", "n/a", "<na>", "none", "null")  # what programs write where there is no label
 _HELD_OUT = ("train", None, "val", "test")  # a photo in two parts stays in the later one
 SHOWN = 5  # of a longer list, in a line
 SLACK = 2.0  # pixels that a box may reach out of its photo, by rounding or by counting from 1
@@ -83,13 +91,27 @@ def read(path: str | os.PathLike[str]) -> Listing:
             f"or a table of path and label ({', '.join(tables.SUFFIXES)})"
         )
     items, notes = _once(listing.root, listing.items)
-    return listing._replace(items=items, notes=(*listing.notes, *notes))
+    return listing._replace(items=items, notes=(*listing.notes, *notes, *_labels_told(items)))
 
 
 def some(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _labels_told(items: Iterable[Listed]) -> list[str]:
+    """Lines on names of classes that are perhaps one class, or none."""
+    labels = sorted({item.label for item in items})
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        alike[" ".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
+    same = [" and ".join(map(ascii, names)) for names in alike.values() if len(names) > 1]
+    notes = [f"classes whose names differ in case, spaces or the code of a letter only: {some(same)}"] if same else []
+    none = [label for label in labels if label.lower() in _NOTHING]
+    if none:
+        notes.append(f"{some(none)}: taken as the name of a class; remove these photos if it stands for nothing")
+    return notes
 
 
 # --- Trees ---
@@ -136,7 +158,14 @@ def _part(name: str) -> str | None:
 
 
 def _folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not images.is_hidden(entry.name))
+    """Raises UserError for a link that leads nowhere: who knows whether it was a class."""
+    entries = [entry for entry in os.scandir(root) if not images.is_hidden(entry.name)]
+    for entry in entries:
+        if entry.is_symlink() and not os.path.exists(entry.path) and not Path(entry.name).suffix:
+            raise UserError(
+                f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there; mend or remove it"
+            )
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def _read_tree(root: Path) -> Listing:
@@ -158,6 +187,8 @@ def _read_tree(root: Path) -> Listing:
         names = {name: held.get(name, []) for name in there}
         _refuse_no_classes(root / top, names)
         _refuse_crossed(root / top, top, names)
+        _refuse_parts(root / top, names)
+        notes += _several(top, names)
         return _tree(root, {None: names}, len(found), notes, [top + name for name in there if not names[name]])
     empty: list[str] = []
     told = 0  # photos that a line says are not used
@@ -178,6 +209,7 @@ def _read_tree(root: Path) -> Listing:
         elif part == "test" and not classes and not alone:
             raise UserError(f"{root}: the test folder holds no image; fill it or remove it")
         _refuse_crossed(root / inner, inner, classes)
+        notes += _several(inner, classes) if part == "train" else []
         if alone and not classes:
             notes.append(f"{name}/ holds {len(alone)} images in no class folder, that is without labels: not used")
             told += len(alone)
@@ -220,6 +252,26 @@ def _refuse_no_classes(where: Path, classes: dict[str, list[str]]) -> None:
         )
     if not any(classes.values()):
         raise UserError(f"{where}: its {len(classes)} class folders hold no image (jpg, png, ...)")
+
+
+def _refuse_parts(where: Path, classes: Iterable[str]) -> None:
+    """All of the folders are called like parts, and hold no classes."""
+    if all(_LIKE_PART.fullmatch(name.lower().strip()) for name in classes):
+        raise UserError(
+            f"{where}: its folders {some(sorted(classes))} look like parts and no classes; put the images into "
+            "train/<class>/ (and test/<class>/), or give a table of path, label and split"
+        )
+
+
+def _several(prefix: str, classes: dict[str, list[str]]) -> list[str]:
+    """A line if most classes hold several folders: of genus/species the genus is the class."""
+    inside = {name: _below(paths, f"{prefix}{name}/")[1] for name, paths in classes.items() if paths}
+    deep = {name: folders for name, folders in inside.items() if len(folders) > 1}
+    if 2 * len(deep) <= len(inside):
+        return []
+    name = min(deep)
+    told = f"{name} = {some(sorted(deep[name]))}"
+    return [f"{len(deep)} of {len(inside)} class folders hold several folders, each one class: {told}"]
 
 
 def _refuse_crossed(where: Path, prefix: str, classes: dict[str, list[str]]) -> None:

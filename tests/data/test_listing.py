@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -353,3 +354,43 @@ def test_files_that_are_no_table_are_a_line(table, text, name, message):
     with pytest.raises(UserError, match=message) as caught:
         table(text, name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("train", ["train", "Training", "train_set", "training_images", "Train2017", "TRAIN-DATA"])
+@pytest.mark.parametrize("test", ["test1", "Test Set", "val2017", "eval", "testing_images"])
+@pytest.mark.parametrize("above", ["", "pets/"])
+def test_parts_without_classes_do_not_become_classes(make, train, test, above):
+    root = make(*[f"{above}{folder}/{i}.jpg" for folder in (train, test) for i in range(4)])
+    with pytest.raises(UserError, match="no class folders|look like parts and no classes"):
+        listing.read(root)
+
+
+def test_a_link_that_leads_nowhere_is_no_class_less(make):
+    root = make(*grid("train", "test"))
+    (root / "train" / "crow").symlink_to("/nowhere")
+    with pytest.raises(UserError, match="train/crow is a link to /nowhere, which is not there"):
+        listing.read(root)
+    (root / "train" / "crow").unlink()
+    (root / "train" / "notes.txt").symlink_to("/nowhere")
+    assert found(listing.read(root)) == both("train", "test")
+
+
+def test_classes_of_several_folders_are_told(make):
+    species = ["Parus/major", "Parus/ater", "Strix/aluco", "Strix/nebulosa"]
+    line = "2 of 2 class folders hold several folders, each one class: Parus = ater, major"
+    for part in ("", "train/"):
+        root = make(*[f"{part}{name}/{i}.jpg" for name in species for i in range(3)])
+        assert listing.read(root).notes == (line,)
+        shutil.rmtree(root)
+
+
+def test_names_that_are_perhaps_one_class_are_told(table):
+    rows = ["Owl", "owl", "barn owl", "barn  owl", "Gr\u00fcn", "Gru\u0308n", "wren"]
+    (note,) = table("path,label\n" + "".join(f"{i}.jpg,{row}\n" for i, row in enumerate(rows))).notes
+    assert "'Owl' and 'owl'" in note and "'Gru\\u0308n' and 'Gr\\xfcn'" in note and "'barn  owl'" in note
+    assert "wren" not in note
+
+
+@pytest.mark.parametrize("word", ["nan", "NA", "None", "null"])
+def test_a_word_for_nothing_is_told(table, word):
+    assert any(f"{word}: taken as the name" in note for note in table(f"path,label\na.jpg,{word}\nb.jpg,x\n").notes)
