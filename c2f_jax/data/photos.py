@@ -20,6 +20,7 @@ from c2f_jax.data.splitting import Item
 from c2f_jax.errors import UserError
 
 TEST_FRACTION = 0.2
+_BEGINNING = 1 << 16  # bytes of a file that tell it from others of its size
 
 
 class Photos:
@@ -38,9 +39,22 @@ class Photos:
 
     @property
     def digest(self) -> str:
-        """The same for the same files under the same labels, wherever their root lies."""
+        """The same for the same paths under the same labels, wherever their root lies."""
         lines = sorted(f"{item.path}\0{item.label}" for item in self._items)
         return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:32]
+
+    @property
+    def content(self) -> str:
+        """The same for the same files: by their sizes and beginnings, for names such as 001.jpg stand anywhere."""
+        whole = hashlib.sha256()
+        for item in sorted(self._items):
+            try:
+                with open(self._root / item.path, "rb") as file:
+                    whole.update(hashlib.sha256(file.read(_BEGINNING)).digest())
+                    whole.update(b"%d;" % os.fstat(file.fileno()).st_size)
+            except OSError as error:
+                raise UserError(f"{self._root / item.path} cannot be read ({error.strerror}); start again") from error
+        return whole.hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises UserError if the file has gone bad since it was checked."""
@@ -113,7 +127,8 @@ def load(
     if missing:
         raise UserError(f"{place}: no image of class {class_names[min(missing)]} can be read; mend or remove them")
     groups = {item.path: item.group for item in readable if item.group}
-    notes += _divided(readable)
+    divided = _divided(readable)
+    notes += divided
 
     units = _units(train, groups, verdicts)
     if not test:
@@ -124,9 +139,10 @@ def load(
         if not test:
             few = "group" if groups else "image"
             raise UserError(f"{place}: one {few} per class leaves none for the test part; add images")
-        untested = sorted({item.label for item in train} - {item.label for item in test})
-        if groups and untested:
-            notes.append(f"classes of one group only, not in the test part: {some(class_names[i] for i in untested)}")
+    untested = [class_names[i] for i in sorted({item.label for item in train} - {item.label for item in test})]
+    if untested:
+        few = "" if by_part["test"] else f" (of one {'group' if groups else 'image'} only)"
+        notes.append(f"{len(untested)} of {len(class_names)} classes are not in the test part{few}: {some(untested)}")
     if not validation:
         train, validation = splitting.set_aside(train, validation_fraction, units=units)
     parts = {"train": train, "validation": validation, "test": test}
@@ -140,7 +156,7 @@ def load(
             notes.append(f"{boxless} of {len(items)} images of the {name} part have no box: its boxes are not used")
             parts[name] = [item._replace(box=None) for item in items]
     notes.insert(0, summary({name: [item.label for item in items] for name, items in parts.items()}, class_names))
-    if groups:
+    if groups and not divided:
         notes.insert(1, f"{len(set(groups.values()))} groups, each on one side of a split")
     sources = [Photos(listing.root, items, min_side) for items in parts.values()]
     return Parts(sources[0], sources[1], sources[2], class_names, tuple(notes))

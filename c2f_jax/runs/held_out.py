@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from c2f_jax.data.photos import Photos
 from c2f_jax.data.sources import Splits
 from c2f_jax.errors import UserError
 from c2f_jax.runs.workdir import check_class_names, read_class_names, read_config, write_json
@@ -47,7 +48,9 @@ def check_test_part(workdir: Path, config: Any, splits: Splits) -> str:
         stored = json.loads((workdir / FILE).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir / FILE} cannot be read ({error}); restore it; or, {remedy}") from error
-    if stored != of:
+    if not isinstance(stored, dict):
+        raise UserError(f"{workdir / FILE} holds no object; restore it; or, {remedy}")
+    if any(stored.get(key, of[key] if key == "content" else None) != of[key] for key in of):  # it came later
         what = f"{here.path} holds other photos" if moved else f"the photos in {here.path} are no longer those"
         raise UserError(
             f"dataset.path: {what} than {workdir} was tested on ({stored.get('images')} images then, {of['images']} "
@@ -57,8 +60,10 @@ def check_test_part(workdir: Path, config: Any, splits: Splits) -> str:
 
 
 def _told(splits: Splits) -> dict[str, Any] | None:
-    digest = getattr(splits.test, "digest", None)
-    return None if digest is None else {"images": len(splits.test), "digest": digest}
+    test = splits.test
+    if not isinstance(test, Photos):
+        return None
+    return {"images": len(test), "digest": test.digest, "content": test.content}
 
 
 def _resolved(path: str) -> str:

@@ -144,12 +144,15 @@ def test_a_group_in_two_given_parts_is_warned_of(root, read):
     rows = ["owl/b0_0.png,owl,train,g", "wren/b0_0.png,wren,train,h", "owl/b0_1.png,owl,test,g"]
     splits = read(table(root, "path,label,split,group", rows))
     assert told(splits, "1 groups stand in two parts, so that test figures may flatter: g")
+    assert not any("each on one side" in note for note in splits.notes)
 
 
 def test_a_class_of_one_group_is_named(root, read):
     rows = [f"{p.relative_to(root)},{p.parent.name},{p.parent.name[0]}{p.name[1]}" for p in root.rglob("*.png")]
     rows = [row.replace(row.split(",")[2], "w") if ",wren," in row else row for row in rows]
-    assert told(read(table(root, "path,label,group", rows)), "classes of one group only, not in the test part: wren")
+    assert told(
+        read(table(root, "path,label,group", rows)), "1 of 2 classes are not in the test part (of one group only): wren"
+    )
 
 
 def test_copies_never_stand_on_both_sides(root, read):
@@ -202,7 +205,7 @@ def test_boxes_are_fractions_of_the_upright_photo(root, read):
     splits = read(table(root, BOXES, rows))
     np.testing.assert_allclose(splits.train[0]["box"], [0.25, 0.25, 1.0, 0.5])
     np.testing.assert_allclose(splits.train[1]["box"], [0.25, 0.25, 0.5, 1.0])
-    assert splits.train[0]["box"].dtype == np.float32 and "box" not in splits.test[0] and len(splits.notes) == 1
+    assert splits.train[0]["box"].dtype == np.float32 and "box" not in splits.test[0] and len(splits.notes) == 2
 
 
 def test_a_box_a_little_outside_is_cut(root, read):
