@@ -21,7 +21,7 @@ from c2f_jax.evaluation.metrics import Sums, finalise, merge
 from c2f_jax.inference.predict import Model
 from c2f_jax.models.two_looks import log_probabilities
 from c2f_jax.runs.none_of_these import told
-from c2f_jax.runs.workdir import write_json
+from c2f_jax.runs.workdir import check_writable, write_json
 from c2f_jax.runs.writers import print_table, track
 from c2f_jax.training import steps
 from c2f_jax.training.losses import Task
@@ -33,13 +33,14 @@ def check_outputs(output: Path) -> tuple[Path, Path]:
     """The two files that `evaluate_photos` writes: `output` with the suffix .json, and with .csv.
 
     Raises:
-        UserError: if one of them exists.
+        UserError: if one of them exists, or they cannot be written.
     """
     stem = output.with_suffix("") if output.suffix in (".json", ".csv") else output
     paths = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".csv")
     for path in paths:
         if path.exists():
             raise UserError(f"--output: {path} exists; choose another name, or move it away")
+    check_writable("--output", output.parent)
     return paths
 
 
@@ -222,7 +223,6 @@ def _verdict(path: str, errors: dict[str, str]) -> checking.Verdict:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_name(path.name + ".part")
     with partial_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -1,6 +1,6 @@
 """A finished run looks at any number of image files, in bounded memory, on all devices of this process."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -105,6 +105,7 @@ class Model:
             UserError: if there is no such folder, no image in it, or no threshold. Unreadable files do not raise: see
                 `Prediction.error`.
             ValueError: if an array is no picture.
+            TypeError: if something is neither file nor picture.
             FloatingPointError: if the model's answers are not finite.
         """
         sources: list[Path | Picture]
@@ -112,13 +113,12 @@ class Model:
             root, names = list_images(files)
             sources = [root / name for name in names]
         else:
+            files = np.asarray(files) if isinstance(files, jax.Array) else files
             alone = isinstance(files, Image.Image) or (isinstance(files, np.ndarray) and files.ndim < 4)
-            given: list[Any] = [files] if alone else list(cast(Sequence[Any], files))
+            many = not alone and isinstance(files, Iterable) and not isinstance(files, bytes)
+            given: list[Any] = list(cast(Iterable[Any], files)) if many else [files]
             names = [str(one) if isinstance(one, str | Path) else f"[{i}]" for i, one in enumerate(given)]
-            sources = [Path(one) if isinstance(one, str) else one for one in given]
-            for source in sources:
-                if isinstance(source, np.ndarray):
-                    images.check_array(source)
+            sources = [_source(one, name) for one, name in zip(given, names, strict=True)]
         threshold = self.threshold if mark_unknown else None
         return self._predict(sources, names, threshold)
 
@@ -171,6 +171,19 @@ class Model:
             box = (xmin * row.width, ymin * row.height, xmax * row.width, ymax * row.height)
         unknown = None if threshold is None else bool(np.max(said[self.views[-1]]) < threshold)
         return Prediction(name, top=top, box=box, attention=said.get("attention"), unknown=unknown)
+
+
+def _source(given: Any, name: str) -> Path | Picture:
+    """Raises TypeError or ValueError if it is neither a path nor a picture; what it is called is `name`."""
+    if isinstance(given, str):
+        return Path(given)
+    if isinstance(given, jax.Array):
+        given = np.asarray(given)
+    if isinstance(given, np.ndarray):
+        images.check_array(given)
+    elif not isinstance(given, Path | Image.Image):
+        raise TypeError(f"a picture is a path, an array or a Pillow image; {name} is {type(given).__name__}")
+    return given
 
 
 def load_model(workdir: str | Path) -> Model:

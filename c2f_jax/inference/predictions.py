@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from c2f_jax.data.images import decode
 from c2f_jax.errors import UserError
 from c2f_jax.inference.predict import TOP, Model, Prediction, list_images
+from c2f_jax.runs.workdir import check_writable
 from c2f_jax.runs.writers import track
 
 OVERLAY_SIDE = 448  # pixels, of the longer side of each panel
@@ -40,7 +41,9 @@ def predict_folder(
         raise UserError(f"--overlays: {overlays} exists and is not an empty folder; choose another")
     root, names = list_images(images)
     predictions = model.predict(images, mark_unknown=mark_unknown)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable("--output", output.parent)
+    if overlays is not None:
+        check_writable("--overlays", overlays)
     partial_output = output.with_name(output.name + ".part")
     unreadable = 0
     with partial_output.open("w", newline="", encoding="utf-8") as file:

@@ -1,6 +1,7 @@
 """The files of a run besides its checkpoints: `config.json`, `class_names.json`, and whose folder it is."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,6 +50,21 @@ FREE = {
     *("train.eval_batch_size", "train.eval_every_epochs", "train.log_every_steps", "train.checkpoint_every_steps"),
 }
 PATHS = {"init_from", "dataset.path", "model.pretrained"}
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Makes a folder for results, before they are worked for.
+
+    Raises:
+        UserError: if nothing can be written there; `flag` names it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK) else "no permission"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(f"{flag}: nothing can be written into {folder} ({reason.lower()}); choose another place")
 
 
 def as_path(flag: str, text: str) -> Path:

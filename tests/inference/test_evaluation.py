@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -131,6 +132,25 @@ def test_a_subset_of_the_classes(finished, tree, tmp_path):
     assert found["classes"] == 2 and found["fused/mean_per_class_accuracy"] == pytest.approx(np.mean(by_class))
 
 
+@pytest.mark.parametrize("mode", ["eval", "predict"])
+@pytest.mark.parametrize("output", ["file/x.json", "/proc/nowhere/x.json", "folder"])
+def test_where_nothing_can_be_written(finished, tree, tmp_path, monkeypatch, capsys, mode, output):
+    """Told before a photo is looked at."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.json").mkdir()
+    monkeypatch.setattr("c2f_jax.inference.predict.Model.batches", None)
+    command = [f"--mode={mode}", f"--workdir={finished[0]}", f"--images={tree}", f"--output={tmp_path / output}"]
+    assert cli.main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--output" in line
+    if mode == "predict" and output != "folder":
+        command[-1:] = [f"--output={tmp_path / 'p.csv'}", f"--overlays={tmp_path / output}"]
+        assert cli.main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--overlays" in line and not (tmp_path / "p.csv").exists()
+
+
 def test_what_cannot_be_measured(finished, tree, birds, tmp_path, capsys):
     workdir, _ = finished
     flat = tmp_path / "flat"
@@ -211,6 +231,13 @@ def test_eval_never_splits_other_photos(of_photos, tmp_path, capsys):
     command = ["--mode=eval", f"--workdir={workdir}", f"--config.dataset.cache_dir={tmp_path / 'cache'}"]
     assert cli.main([*command, f"--config.dataset.path={moved}"]) == 0
     assert f"{results['coarse/loss']:.4f}" in capsys.readouterr().out
+    # Other photos of the same classes by the same names, as cameras and scripts give them.
+    same_names = tmp_path / "same_names"
+    shutil.copytree(photos, same_names)
+    for path in same_names.rglob("*.png"):
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    assert cli.main([*command, f"--config.dataset.path={same_names}"]) == 2
+    assert f"--images {same_names}" in capsys.readouterr().err
     # Photos of the same classes, but other ones.
     for path in moved.rglob("*.png"):
         path.rename(path.with_name(f"new-{path.name}"))
@@ -327,6 +354,11 @@ def test_pictures_in_memory(finished, birds, tree, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             model.predict([pixels, bad])
+    (found,) = model.predict(jnp.asarray(pixels))
+    assert found.best == (expected.best[0], pytest.approx(expected.best[1], abs=1e-5))
+    for bad in ([1], b"x", [b"x"], [[[1, 2], [3, 4]]], None, 0):  # a number would be a file that is open
+        with pytest.raises(TypeError, match="a picture is a path, an array or a Pillow image"):
+            model.predict(bad)
 
 
 def turned_file(path, tmp_path):
