@@ -151,8 +151,9 @@ def _state(path: Path) -> list[int] | str:
     except OSError as error:
         if error.errno in _OF_THE_FILE:
             return (error.strerror or type(error).__name__).lower()
-        return [0, 0]
-    return [status.st_size, status.st_mtime_ns]
+        return [0, 0, 0]
+    # The time of the last change to the file's entry cannot be set, as programs that restore files do with the other.
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _decode(root: Path, paths: Sequence[str], verdicts: dict[str, Verdict]) -> set[str]:
@@ -231,7 +232,8 @@ def _remembered(file: Path, key: Any) -> dict[str, list[Any]]:
         stored = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return stored["files"] if isinstance(stored, dict) and stored.get("key") == key else {}
+    files = stored.get("files") if isinstance(stored, dict) and stored.get("key") == key else None
+    return files if isinstance(files, dict) else {}
 
 
 def _remember(file: Path, value: Any) -> None:

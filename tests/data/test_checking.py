@@ -1,6 +1,7 @@
 """The check of every photo before training: what is remembered, what the system says of the moment, and copies."""
 
 import errno
+import json
 import os
 import resource
 
@@ -183,3 +184,29 @@ def test_the_search_finds_what_comparing_all_finds():
     wanted = np.where((steps <= checking.ALIKE).any(axis=1), np.argmax(steps <= checking.ALIKE, axis=1), 300)
     assert 100 < (wanted < 300).sum() < 300
     np.testing.assert_array_equal(checking._first_close(left, right), wanted)
+
+
+def test_content_that_changes_behind_size_and_date(root, check):
+    """As a program does that restores files with their dates."""
+    path = root / "3.png"
+    status, good = path.stat(), path.read_bytes()
+
+    def put(data):
+        path.write_bytes(data)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    put(b"x" * len(good))
+    assert list(errors(check())) == ["3.png"]
+    put(good)
+    assert not errors(check())
+    put(b"x" * len(good))
+    assert list(errors(check())) == ["3.png"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"key": KEY}', '{"key": KEY, "files": [1]}', "{half"])
+def test_a_memory_that_is_none(root, check, tmp_path, text):
+    check()
+    (memory,) = (tmp_path / "cache" / "folder").iterdir()
+    key = json.dumps(json.loads(memory.read_text())["key"])
+    memory.write_text(text.replace("KEY", key))
+    assert not errors(check()) and len(json.loads(memory.read_text())["files"]) == 6
