@@ -11,7 +11,7 @@ import warnings
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -193,12 +193,28 @@ def _decoded(data: bytes, profile: bytes | None, min_side: int | None) -> Photo:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError
+        if image.format == "TIFF":
+            _mend_planes(image)
         if image.format in ("JPEG", "MPO"):
             if data.count(b"\xff\xda") * width * height > MAX_SCANS:
                 raise UnreadableImage("far too many scans")
             if min_side is not None:
                 image.draft(None, (2 * min_side, 2 * min_side))
         return _converted(image, profile, (width, height))
+
+
+def _mend_planes(image: Any) -> None:
+    """Pillow reads planes that are not packed (PlanarConfiguration 2) as of 8 bits, be they of 16: only noise."""
+    tags = image.tag_v2
+    if tags.get(284) != 2 or set(tags.get(258, ())) != {16}:
+        return
+    order = "B" if tags.prefix == b"MM" else "L"
+    image.tile = [
+        tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:]))
+        if tile.codec_name == "raw" and isinstance(tile.args, tuple) and tile.args[0] in ("R", "G", "B", "A")
+        else tile
+        for tile in image.tile
+    ]
 
 
 def _converted(image: Image.Image, profile: bytes | None, size: tuple[int, int]) -> Photo:

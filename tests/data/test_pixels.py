@@ -142,7 +142,9 @@ def tiff(levels, *, big=False, **tags):
     entries = {256: width, 257: height, 258: 8 * levels.dtype.itemsize, 259: 1, 262: 1, 277: 1, 278: height}
     entries |= {279: len(body), 339: kinds[levels.dtype.kind]} | {int(name[1:]): value for name, value in tags.items()}
     start = 8 + 2 + 12 * (len(entries) + 1) + 4
-    entries[273], behind = start, b""
+    strips = entries[279] if isinstance(entries[279], tuple) else (entries[279],)
+    offsets = tuple(start + sum(strips[:i]) for i in range(len(strips)))
+    entries[273], behind = offsets if len(offsets) > 1 else start, b""
     table = (b"MM" if big else b"II") + struct.pack(order + "HIH", 42, 8, len(entries))
     for tag, value in sorted(entries.items()):
         if isinstance(value, tuple):
@@ -151,6 +153,21 @@ def tiff(levels, *, big=False, **tags):
         else:
             table += struct.pack(order + "HHII", tag, 4, 1, value)
     return table + struct.pack(order + "I", 0) + body + behind
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("count", [3, 4])
+def test_planes_of_a_tiff(big, kind, count):
+    """One after the other, not packed."""
+    height, width = PICTURE.shape[:2]
+    planes = np.concatenate([PICTURE, np.full((height, width, 1), 255, np.uint8)], -1)[..., :count].transpose(2, 0, 1)
+    levels = planes.astype(kind) * (257 if kind == np.uint16 else 1)
+    of_each = {"_258": (8 * levels.itemsize,) * count, "_279": (levels[0].nbytes,) * count, "_339": (1,) * count}
+    more = {"_338": 2} if count == 4 else {}
+    rows = levels.reshape(count * height, width)
+    data = tiff(rows, big=big, _257=height, _262=2, _277=count, _278=height, _284=2, **of_each, **more)
+    np.testing.assert_array_equal(decode(data), PICTURE)
 
 
 RAMP = np.linspace(0.0, 1.0, 64).reshape(8, 8)
