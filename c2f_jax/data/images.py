@@ -21,7 +21,8 @@ from c2f_jax.data import pixels, png
 # Also kinds that Pillow may not know: better named as unreadable than passed over in silence.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".tga"),
-    *(".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".avif", ".heic", ".heif", ".hif"),
+    *(".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif", ".hif"),
+    *(".mpo", ".apng", ".avifs", ".heics", ".heifs", ".jxl"),
 )
 # Of which pixels can be had without starting another program; the first that takes the bytes reads them.
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "TGA")

@@ -325,3 +325,14 @@ def test_find_images(tmp_path):
     assert find_images(tmp_path) == wanted
     with pytest.raises(OSError):
         find_images(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".MPO", "MPO"), (".apng", "PNG"), (".j2k", "JPEG2000"), (".avifs", "AVIF")]
+)
+def test_less_usual_suffixes(tmp_path, suffix, kind):
+    path = tmp_path / f"a{suffix}"
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]} if kind != "JPEG2000" else {}
+    Image.new("RGB", (8, 8), "blue").save(path, kind, **frames)
+    assert images.find_images(tmp_path) == [path.name]
+    np.testing.assert_allclose(images.decode(path)[4, 4], [0, 0, 255], atol=6)
