@@ -18,6 +18,22 @@ def remember_test_part(workdir: Path, splits: Splits) -> None:
         write_json(workdir / FILE, of)
 
 
+def changed_test_part(workdir: Path, splits: Splits) -> str:
+    """A line if a run that goes on would be tested on other photos than it began with, or "" if nobody knows."""
+    of = _told(splits)
+    try:
+        stored = json.loads((workdir / FILE).read_text())
+    except (OSError, ValueError):
+        return ""
+    if of is None or not isinstance(stored, dict) or not _differ(stored, of):
+        return ""
+    return (
+        f"the photos have changed since this run began: its test part is of {of['images']} images now, of "
+        f"{stored.get('images')} then, and some may have been trained on, so that figures may flatter; give a new "
+        "--workdir, or the photos as they were"
+    )
+
+
 def check_test_part(workdir: Path, config: Any, splits: Splits) -> str:
     """Refuses `splits` unless they are those of the run in `workdir`, at their old place or another.
 
@@ -50,13 +66,18 @@ def check_test_part(workdir: Path, config: Any, splits: Splits) -> str:
         raise UserError(f"{workdir / FILE} cannot be read ({error}); restore it; or, {remedy}") from error
     if not isinstance(stored, dict):
         raise UserError(f"{workdir / FILE} holds no object; restore it; or, {remedy}")
-    if any(stored.get(key, of[key] if key == "content" else None) != of[key] for key in of):  # it came later
+    if _differ(stored, of):
         what = f"{here.path} holds other photos" if moved else f"the photos in {here.path} are no longer those"
         raise UserError(
             f"dataset.path: {what} than {workdir} was tested on ({stored.get('images')} images then, {of['images']} "
             f"here): split anew, trained ones would be among them; {remedy}"
         )
     return ""
+
+
+def _differ(stored: dict[str, Any], of: dict[str, Any]) -> bool:
+    """Whether they tell of other photos; `content` came later than the others."""
+    return any(stored.get(key, of[key] if key == "content" else None) != of[key] for key in of)
 
 
 def _told(splits: Splits) -> dict[str, Any] | None:

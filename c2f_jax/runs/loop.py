@@ -22,7 +22,7 @@ from c2f_jax.evaluation.pictures import save_sheet
 from c2f_jax.runs import none_of_these, parallel, processes
 from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits, raw_images
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
-from c2f_jax.runs.held_out import check_test_part, remember_test_part
+from c2f_jax.runs.held_out import changed_test_part, check_test_part, remember_test_part
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import TOKEN, check_workdir, claim_workdir, essential, locked, write_json
 from c2f_jax.runs.writers import JsonLines, Reporter, print_table
@@ -76,6 +76,8 @@ def train_and_evaluate(config: Any, workdir: str | Path, *, interruption: Interr
         notes = processes.by_first(lambda: claim_workdir(workdir, config, names)) or ()
         if not begun:
             processes.by_first(lambda: remember_test_part(workdir, run.splits))
+        elif changed := processes.told_by_first(lambda: changed_test_part(workdir, run.splits)):
+            notes = (*notes, changed)
         checkpoints = leaving.enter_context(
             Checkpoints(
                 workdir,

@@ -15,6 +15,7 @@ from c2f_jax.errors import UserError
 from c2f_jax.inference import load_model
 from c2f_jax.inference.evaluation import evaluate_photos
 from c2f_jax.runs.loop import train_and_evaluate
+from c2f_jax.runs.workdir import read_config
 from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.slow
@@ -258,6 +259,23 @@ def test_eval_never_splits_other_photos(of_photos, tmp_path, capsys):
     elsewhere = [f"--workdir={old}", f"--config.dataset.path={tmp_path / 'again'}"]
     assert cli.main([command[0], command[2], *elsewhere]) == 0
     assert "does not say which photos it was trained on" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_with_other_photos_says_so(of_photos, tmp_path, capsys):
+    workdir, photos = of_photos
+    for folder, name in ((workdir, "run"), (photos, "photos")):
+        shutil.copytree(folder, tmp_path / name)
+    stored = tmp_path / "run" / "config.json"
+    stored.write_text(stored.read_text().replace(str(photos), str(tmp_path / "photos")))
+    config = read_config(tmp_path / "run")
+    config.dataset.cache_dir = str(tmp_path / "cache")
+    train_and_evaluate(config, tmp_path / "run")
+    assert "have changed since" not in capsys.readouterr().out
+    one = sorted((tmp_path / "photos").rglob("*.png"))[0]
+    for i in range(12):
+        Image.open(one).transpose(Image.Transpose.ROTATE_90).resize((100 + i, 90)).save(one.with_name(f"new-{i}.png"))
+    train_and_evaluate(config, tmp_path / "run")
+    assert "the photos have changed since this run began" in capsys.readouterr().out
 
 
 def test_none_of_these(finished, birds, tree, tmp_path, capsys):
