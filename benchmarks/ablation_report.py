@@ -394,7 +394,7 @@ def _page(
         "figure here may stand beside one of 200 classes, and none is the Coarse2Fine paper's (see",
         "[method.md](method.md)).",
         "",
-        "All views that these runs were trained on were squeezed, by a fault that has been mended since; those of tests",
+        "All views that these runs were trained on were squeezed, by a fault mended since; those of tests",
         "were not. [method.md](method.md#raw-images-and-their-cells) has what that changed.",
         "",
     ]

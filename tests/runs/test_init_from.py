@@ -151,9 +151,10 @@ def test_the_advice_of_a_run_that_broke_can_be_followed(tmp_path, capsys, monkey
     from c2f_jax.runs import build as building
 
     ordinary = building.make_schedule
-    # A rate that explodes after five steps.
+    # A rate that is no number after five steps.
+    nan = jax.numpy.nan
     monkeypatch.setattr(
-        building, "make_schedule", lambda *a, **k: lambda step: jax.numpy.where(step > 4, 1e30, ordinary(*a, **k)(step))
+        building, "make_schedule", lambda *a, **k: lambda step: jax.numpy.where(step > 4, nan, ordinary(*a, **k)(step))
     )
     assert cli.main([f"--workdir={workdir}"]) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from c2f_jax import cli
+from c2f_jax.runs import build as building
 from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
 from tests.tiny import tiny_config
 
@@ -33,6 +34,7 @@ def test_what_a_run_leaves(finished):
         "results.json",
         "samples.png",
         "train.lock",
+        "unknown.json",
     }
     assert json.loads((workdir / "results.json").read_text()) == results
     for view in ("coarse", "fine", "fused"):
@@ -108,8 +110,10 @@ def test_pmap_leaves_what_jit_leaves(finished, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
-    config = tiny_config(optimizer__name="sgd", optimizer__learning_rate=100.0, optimizer__clip_norm=0.0)
+    config = tiny_config(optimizer__name="sgd", optimizer__clip_norm=0.0)
     monkeypatch.setattr(cli, "load_config", lambda path: config)
+    # More than a config may ask for.
+    monkeypatch.setattr(building, "make_schedule", lambda *args, **settings: lambda step: 1e30)
     assert cli.main([f"--workdir={tmp_path / 'run'}"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "not finite at step" in line and "of the interval 0 to" in line and "coarse/loss" in line
