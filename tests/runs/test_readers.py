@@ -235,6 +235,7 @@ def test_paths_may_be_written_another_way(tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     workdir.mkdir()
     claim_workdir(workdir, tiny_config(dataset__name="folder", dataset__path="photos"), ["a", "b"])
+    (workdir / "metrics.jsonl").write_text('{"step": 1}\n')  # a run that has recorded nothing gives up its place
     monkeypatch.chdir("/")
     for spelling in ("~/photos", str(tmp_path / "photos" / ".." / "photos"), f"{tmp_path}/photos/"):
         assert check_workdir(workdir, tiny_config(dataset__name="folder", dataset__path=spelling), ["a", "b"]) == ()
