@@ -169,7 +169,7 @@ def test_an_evaluation_by_two(tmp_path, second):
         (["--coordinator=here:90", "--processes=0", "--process=0"], "--process counts from 0"),
         (["--coordinator=here:90", "--processes=two", "--process=0"], "invalid int value: 'two'"),
         (["--coordinators=here:90"], "--coordinator?"),
-        (["--mode=predict", "--images=x", "--multiprocess"], "--mode predict --images runs in one process"),
+        (["--mode=predict", "--images=x", "--multiprocess"], "--multiprocess belongs to --mode train and eval"),
     ],
 )
 def test_flags(capsys, flags, words):
