@@ -1,6 +1,6 @@
 """The embedded data set: paper birds, 16 classes, from scratch on a laptop.
 
-python launch.py                                  # 4 to 5 minutes on two CPU cores
+python launch.py                                  # 2.5 to 5 minutes on two CPU cores
 
 One of the four things that tell the classes apart is a pattern of bars that a 64 px view of the 192 px image blurs,
 so a second look wins by construction; see the README.

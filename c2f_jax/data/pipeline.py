@@ -7,12 +7,12 @@ checkpoint needs no position of the data, and any number of processes can resume
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
+from c2f_jax.data import images
 from c2f_jax.data.images import UnreadableImage, decode_photo
 from c2f_jax.data.raw import MIDDLE, Raw
 from c2f_jax.data.sources import Source
@@ -148,16 +148,16 @@ class ImageFile(NamedTuple):
     error: str | None
 
 
-def read_images(paths: Sequence[Path], *, raw: Raw) -> Iterator[ImageFile]:
-    """Files, read and scaled by threads a little ahead of the reader, in order."""
+def read_images(pictures: Sequence[images.Source], *, raw: Raw) -> Iterator[ImageFile]:
+    """Files, or pictures in memory, read and scaled by threads a little ahead of the reader, in order."""
 
-    def read(path: Path) -> ImageFile:
+    def read(picture: images.Source) -> ImageFile:
         try:
-            photo = decode_photo(path, min_side=raw.size)
+            photo = decode_photo(picture, min_side=raw.size)
         except UnreadableImage as error:
             return ImageFile(None, None, 0, 0, str(error))
         return ImageFile(**raw.cut(photo.image), height=photo.height, width=photo.width, error=None)
 
     ahead = max(2, min(64, READ_AHEAD // (3 * raw.size**2)))
     options = grain.ReadOptions(num_threads=min(2 * _cores(), ahead), prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.source(paths).map(read).to_iter_dataset(options))
+    return iter(grain.MapDataset.source(pictures).map(read).to_iter_dataset(options))

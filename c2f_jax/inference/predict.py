@@ -130,7 +130,7 @@ class Model:
         What cannot be read is black in it.
         """
         trained = self._trained
-        rows = pipeline.read_images(cast(Sequence[Path], sources), raw=trained.raw)
+        rows = pipeline.read_images(sources, raw=trained.raw)
         for start in range(0, len(sources), trained.batch_size):
             batch = list(islice(rows, min(trained.batch_size, len(sources) - start)))
             size = trained.raw.size

@@ -7,7 +7,7 @@ from typing import Any
 from c2f_jax.data.photos import Photos
 from c2f_jax.data.sources import Splits
 from c2f_jax.errors import UserError
-from c2f_jax.runs.workdir import check_class_names, read_class_names, read_config, write_json
+from c2f_jax.runs.workdir import check_class_names, read_class_names, read_config, resolved, write_json
 
 FILE = "test_part.json"
 
@@ -44,7 +44,7 @@ def check_test_part(workdir: Path, config: Any, splits: Splits) -> str:
         UserError: if they are others.
     """
     there, here = read_config(workdir).dataset, config.dataset
-    moved = here.name != there.name or _resolved(here.path) != _resolved(there.path)
+    moved = here.name != there.name or resolved(here.path) != resolved(there.path)
     remedy = f"to measure all labelled photos of a folder or table: --mode=eval --workdir {workdir} --images "
     remedy += str(here.path) if moved and here.path else "DIR"
     if moved and read_class_names(workdir) != splits.class_names:
@@ -85,7 +85,3 @@ def _told(splits: Splits) -> dict[str, Any] | None:
     if not isinstance(test, Photos):
         return None
     return {"images": len(test), "digest": test.digest, "content": test.content}
-
-
-def _resolved(path: str) -> str:
-    return str(Path(path).expanduser().resolve()) if path else ""

@@ -141,7 +141,7 @@ def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tup
     notes: list[str] = []
     for name in sorted({*old_fields, *new_fields}):
         old, new = old_fields.get(name, GONE.get(name)), new_fields.get(name, GONE.get(name))
-        if old == new or (name in PATHS and _resolved(old) == _resolved(new)):
+        if old == new or (name in PATHS and resolved(old) == resolved(new)):
             continue
         (notes if name in FREE else differences).append(f"{name}: {old} there, {new} now")
     if differences:
@@ -299,11 +299,11 @@ def _as_stored(config: Any) -> dict[str, Any]:
     for name in PATHS:
         group, _, field = name.rpartition(".")
         holder = stored[group] if group else stored
-        holder[field] = _resolved(holder[field])
+        holder[field] = resolved(holder[field])
     return stored
 
 
-def _resolved(path: Any) -> Any:
+def resolved(path: Any) -> Any:
     """One spelling for each path; what is empty or names a thing elsewhere (hf://...) is its own."""
     return path if not path or "://" in path else str(Path(path).expanduser().resolve())
 
