@@ -22,8 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.init_from = ""
 
     config.dataset = dataset = ml_collections.ConfigDict()
-    dataset.name = "paper_birds"  # drawn; or photos: cub200_2011, folder
-    dataset.path = ""  # cub200_2011: the official archive or its folder, empty: fetched; folder: a tree or a table
+    dataset.name = "paper_birds"  # drawn; or photos: cub200_2011, deep_pcb, folder
+    # cub200_2011, deep_pcb: the archive or its folder, empty: fetched; folder: a tree or a table.
+    dataset.path = ""
     dataset.cache_dir = "~/.cache/c2f_jax"  # where prepared data go; never beside the photos
     dataset.unreadable = "skip"  # image files that cannot be read: listed once and skipped, or "fail"
     # folder: a regular expression searched in the paths; photos with the same first group are on one side of a split.

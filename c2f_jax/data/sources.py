@@ -11,12 +11,12 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from c2f_jax.data import paper_birds, photos
+from c2f_jax.data import deep_pcb, paper_birds, photos
 from c2f_jax.errors import UserError
 
 Example = dict[str, Any]
 
-NAMES = ("paper_birds", "cub200_2011", "folder")
+NAMES = ("paper_birds", "cub200_2011", "deep_pcb", "folder")
 
 
 class Source(Protocol):
@@ -95,6 +95,14 @@ def split_indices(size: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[aside:]), np.sort(order[:aside])
 
 
+def split_groups(groups: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """As `split_indices`, by whole groups [N]: the share set aside is one of groups, not of examples."""
+    names, of = np.unique(groups, return_inverse=True)
+    _, aside = split_indices(len(names), fraction)
+    held = np.isin(of, aside)
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
 def _shots(labels: np.ndarray, count: int) -> np.ndarray:
     """Indices of `count` examples of each class, fixed and nested, in ascending order."""
     order = np.random.default_rng(0).permutation(len(labels))
@@ -118,7 +126,7 @@ def load(
 
     Args:
         name: one of `NAMES`.
-        path: where the photos are; empty for paper_birds, and for cub200_2011 if it is to be fetched.
+        path: where the photos are; empty for paper_birds, and for cub200_2011 and deep_pcb if they are to be fetched.
         cache_dir: where prepared data go.
         unreadable: folder: whether to "skip" files that cannot be read, or "fail".
         validation_fraction: share of the training part that is set aside, where the data have no validation part.
@@ -165,11 +173,17 @@ def load(
         from c2f_jax.data.builders import cub200_2011
 
         train, test, class_names = cub200_2011.load(path or None, cache_dir=cache_dir)
+    elif name == "deep_pcb":
+        train, test, class_names = deep_pcb.load(path, cache_dir=cache_dir)
     else:
         train = paper_birds.PaperBirds("train", size=train_size)
         test = paper_birds.PaperBirds("test", size=test_size)
         class_names = paper_birds.CLASS_NAMES
-    kept, aside = split_indices(len(train), validation_fraction)
+    if isinstance(train, deep_pcb.Defects):
+        # By whole boards: the other defects of one tell what it looks like without them.
+        kept, aside = split_groups(train.boards, validation_fraction)
+    else:
+        kept, aside = split_indices(len(train), validation_fraction)
     notes: tuple[str, ...] = ()
     if shots:
         used = _shots(train.labels[kept], shots)

@@ -98,7 +98,7 @@ TABLE: dict[str, Field] = {
     "method": _one_of("baseline", "attention", "wsdan", "coarse2fine", "random_box"),
     "seed": _int(0, 2**32 - 1),
     "init_from": _PATH,
-    "dataset.name": _one_of("paper_birds", "cub200_2011", "folder"),
+    "dataset.name": _one_of("paper_birds", "cub200_2011", "deep_pcb", "folder"),
     "dataset.path": _PATH,
     "dataset.cache_dir": _FOLDER,
     "dataset.unreadable": _one_of("skip", "fail"),
