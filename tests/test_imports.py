@@ -37,7 +37,7 @@ ONLY_HERE = {
     "ml_collections": ("cli", "runs.config_file", "runs.workdir"),
     "rich": ("runs.writers",),
     "safetensors": ("models.pretrained",),
-    "scipy": ("evaluation.localization",),
+    "scipy": ("evaluation",),
     "tensorflow_datasets": ("data.builders",),
 }
 

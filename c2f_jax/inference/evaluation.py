@@ -14,12 +14,13 @@ from c2f_jax.data import checking, listing
 from c2f_jax.data.photos import normalised_box
 from c2f_jax.data.pipeline import ImageFile
 from c2f_jax.errors import UserError
-from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.confidence import kept
 from c2f_jax.evaluation.evaluate import metric_sums
+from c2f_jax.evaluation.fusion import calibrated, right_answers
 from c2f_jax.evaluation.metrics import Sums, finalise, merge
+from c2f_jax.evaluation.scores import batch_scores, joined
 from c2f_jax.inference.predict import Model
-from c2f_jax.models.two_looks import log_probabilities
+from c2f_jax.runs.fusion import calibrated_figures
 from c2f_jax.runs.none_of_these import told
 from c2f_jax.runs.workdir import check_writable, write_json
 from c2f_jax.runs.writers import print_table, track
@@ -82,6 +83,7 @@ def evaluate_photos(
     sure: list[float] = []
     right: list[bool] = []
     total: Sums | None = None
+    scores: list[dict[str, np.ndarray]] = []
     program = jax.jit(partial(evaluation_step, model.task))
     boxes = all(item.box is not None for item in items)
     position = iter(track(items, total=len(items), what="evaluate"))
@@ -90,6 +92,11 @@ def evaluate_photos(
         batch |= _annotations(place, chunk, files, len(batch["image"]), model.class_names, boxes=boxes)
         sums, said = model.run(program, batch)
         total = merge(total, sums)
+        scores.append(said)
+        said = {view: said[view] for view in model.views if view in said}
+        if model.fusion is not None:
+            said["calibrated"] = np.asarray(calibrated(said, model.fusion))
+        said["right"] = right_answers(said[model.views[-1]], batch["label"])
         for i, (item, file) in enumerate(zip(chunk, files, strict=True)):
             if file.error is not None:
                 errors[item.path] = file.error
@@ -104,7 +111,7 @@ def evaluate_photos(
         first = min(errors)
         raise UserError(f"{place}: none of the {len(items)} images can be read; the first is {first} ({errors[first]})")
     assert total is not None
-    metrics = finalise(total)
+    metrics = finalise(total) | calibrated_figures(joined(scores), model.fusion)
     broken = [name for name, value in metrics.items() if not np.isfinite(value)]
     if broken:
         raise FloatingPointError(f"the evaluation is not finite: {', '.join(broken)}")
@@ -139,11 +146,9 @@ def evaluate_photos(
 def evaluation_step(
     task: Task, params: Any, batch_stats: dict[str, Any], batch: dict[str, jax.Array]
 ) -> tuple[Sums, dict[str, jax.Array]]:
-    """Pure: a batch as of `eval_step` -> (its metrics, log probabilities [B, C] by view and `right` [B])."""
+    """Pure: a batch as of `eval_step` -> (its metrics, its `batch_scores`)."""
     looks = steps.predict(task, params, batch_stats, batch)
-    scores = log_probabilities(looks)
-    right = rank(scores["fused" if "fused" in scores else "coarse"], batch["label"]) < 1
-    return metric_sums(looks, batch), {**scores, "right": right}
+    return metric_sums(looks, batch), batch_scores(looks, batch)
 
 
 def header(views: Sequence[str], threshold: float | None = None) -> list[str]:

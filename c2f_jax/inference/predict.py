@@ -14,9 +14,10 @@ from PIL import Image
 
 from c2f_jax.data import images, pipeline
 from c2f_jax.errors import UserError
+from c2f_jax.evaluation.fusion import Fusion, calibrated
 from c2f_jax.kernels import ordered
 from c2f_jax.models.two_looks import attention_over_image, log_probabilities
-from c2f_jax.runs import none_of_these, parallel
+from c2f_jax.runs import fusion, none_of_these, parallel
 from c2f_jax.runs.build import build_trained
 from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.workdir import read_class_names, read_config
@@ -24,6 +25,7 @@ from c2f_jax.training import steps
 from c2f_jax.training.losses import Task
 
 TOP = 5
+ANSWERS = ("calibrated", "fused", "coarse")  # of the views that there are, the first is the answer
 HEAT_SIZE = 64
 
 Picture = np.ndarray | Image.Image
@@ -38,8 +40,8 @@ class Prediction:
     Attributes:
         file: as it was given, or its path below the folder that was given; of a picture in memory its place, "[0]".
         error: why the file could not be read; then the rest is empty.
-        top: by view ("coarse" and, with two looks, "fine" and "fused"): up to five (class name, probability), the most
-            probable first.
+        top: by view ("coarse" and, with two looks, "fine" and "fused", their average; "calibrated", where the run has
+            fitted weight and temperature): up to five (class name, probability), the most probable first.
         box: where the second look looked, (xmin, ymin, xmax, ymax) in pixels of the image as it is shown (EXIF
             orientation applied); None with one look.
         attention: mean of the coarse view's attention maps, laid over the whole image [HEAT_SIZE, HEAT_SIZE]; its
@@ -56,8 +58,8 @@ class Prediction:
 
     @property
     def best(self) -> tuple[str, float]:
-        """Class name and probability by both looks together, or by the only one."""
-        return self.top["fused" if "fused" in self.top else "coarse"][0]
+        """Class name and probability by all that was seen, calibrated where the run has fitted how."""
+        return self.top[next(view for view in ANSWERS if view in self.top)][0]
 
 
 class Model:
@@ -71,7 +73,8 @@ class Model:
         # As arguments of the compiled function, not constants in it.
         self._variables = (model["params"], model["batch_stats"])
         self.workdir, self.config = workdir, config
-        self._step = jax.jit(partial(prediction_step, self._trained.task))
+        self.fusion = fusion.read(workdir, self.step)  # how the looks become the answer; None: their average
+        self._step = jax.jit(partial(prediction_step, self._trained.task, self.fusion))
 
     @property
     def task(self) -> Task:
@@ -80,8 +83,9 @@ class Model:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The views that are predicted from."""
-        return ("coarse",) if self._trained.task.test_region is None else ("coarse", "fine", "fused")
+        """The views that are predicted from; the last is the answer."""
+        looks = ("coarse",) if self._trained.task.test_region is None else ("coarse", "fine", "fused")
+        return looks if self.fusion is None else (*looks, "calibrated")
 
     @cached_property
     def threshold(self) -> float:
@@ -90,7 +94,7 @@ class Model:
         Raises:
             UserError: if the run has none.
         """
-        return none_of_these.read_threshold(self.workdir, self.step)
+        return none_of_these.read_threshold(self.workdir, self.step, self.fusion)
 
     def predict(self, files: Pictures, *, mark_unknown: bool = False) -> Iterator[Prediction]:
         """Predictions in the order of the files, as they come.
@@ -208,7 +212,7 @@ def model_of_run(workdir: Path, config: Any) -> Model:
 
 
 def prediction_step(
-    task: Task, params: Any, batch_stats: dict[str, Any], batch: dict[str, jax.Array]
+    task: Task, fusion: Fusion | None, params: Any, batch_stats: dict[str, Any], batch: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """Pure: `image` uint8 [B, R, R, 3] and `window` [B, 4] -> what is said of each image.
 
@@ -216,7 +220,10 @@ def prediction_step(
     `attention` [B, HEAT_SIZE, HEAT_SIZE] as in `Prediction`.
     """
     looks = steps.predict(task, params, batch_stats, batch)
-    said = {view: jnp.exp(values) for view, values in log_probabilities(looks).items()}
+    scores = log_probabilities(looks)
+    if fusion is not None:
+        scores["calibrated"] = calibrated(scores, fusion)
+    said = {view: jnp.exp(values) for view, values in scores.items()}
     if "fine" in looks:
         said["box"] = jnp.clip(ordered(looks["fine"].box), 0.0, 1.0)
     if "attention_maps" in looks["coarse"].out:

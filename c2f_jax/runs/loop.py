@@ -16,10 +16,12 @@ import numpy as np
 from c2f_jax.data import pipeline
 from c2f_jax.data.sources import Source, Splits, Subset
 from c2f_jax.errors import Interrupted, UserError
-from c2f_jax.evaluation.confidence import confidences, joined, kept
+from c2f_jax.evaluation.confidence import kept
 from c2f_jax.evaluation.evaluate import evaluate, metric_sums
+from c2f_jax.evaluation.fusion import Fusion
 from c2f_jax.evaluation.pictures import save_sheet
-from c2f_jax.runs import none_of_these, parallel, processes
+from c2f_jax.evaluation.scores import Scores, batch_scores, joined
+from c2f_jax.runs import fusion, none_of_these, parallel, processes
 from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits, raw_images
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
 from c2f_jax.runs.held_out import changed_test_part, check_test_part, remember_test_part
@@ -50,7 +52,8 @@ def train_and_evaluate(config: Any, workdir: str | Path, *, interruption: Interr
     Args:
         config: all fields of `configs/default.py`.
         workdir: holds `config.json`, `class_names.json`, `metrics.jsonl`, `results.json`, `samples.png`, `train.lock`
-            and `checkpoints/` in the end; with a validation part `unknown.json`, of photos `test_part.json`.
+            `fusion.json` and `checkpoints/` in the end; with a validation part `unknown.json`, of photos
+            `test_part.json`.
         interruption: notes signals; the run then stops after a step, saved, in all processes at the same one.
 
     Returns:
@@ -162,7 +165,7 @@ def _train(
             report.say(f"going on from step {start} of {total}")
 
         window: Window = []
-        sure: dict[int, none_of_these.Known] = {}  # by step, of the last evaluation of the validation part
+        seen: dict[int, Scores] = {}  # by step, of the last evaluation of the validation part
         waited = 0.0  # seconds in this window that the host spent waiting for images
         closed: tuple[int, Window] | None = None
         window_began = time.perf_counter()
@@ -200,8 +203,8 @@ def _train(
                 name = stage_of_checkpoint(stages, step).name
                 whole = run.backend.get_state(state)
                 try:
-                    metrics, known = evaluate_on(whole, run.splits.validation, f"validation part, step {step}")
-                    sure = {step: known}
+                    metrics, scores = evaluate_on(whole, run.splits.validation, f"validation part, step {step}")
+                    seen = {step: scores}
                     log.write(step=step, stage=name, split="validation", metrics=metrics)
                     best = "fused" if "fused/loss" in metrics else "coarse"
                     report.say(f"{name} {step}/{total}  validation {best} {metrics[f'{best}/top_1_accuracy']:.2%}")
@@ -242,15 +245,21 @@ def _train(
     checkpoints.close()
     final = run.backend.get_state(state)
     try:
-        test, known = evaluate_on(final, run.splits.test, "test part")
-        if len(run.splits.validation) and total not in sure:
-            _, sure[total] = evaluate_on(final, run.splits.validation, "validation part")
+        test, scores = evaluate_on(final, run.splits.test, "test part")
+        if len(run.splits.validation) and total not in seen:
+            _, seen[total] = evaluate_on(final, run.splits.validation, "validation part")
     except _Asked as asked:
         raise Interrupted(
             asked.signal, f"stopped, saved at step {total} of {total}; the same command evaluates the test part"
         ) from None
+    validation = seen.get(total, joined([]))
+    fitted = fusion.fitted(validation, step=total)
+    answers = fusion.answers_of(fitted)
+    test |= fusion.calibrated_figures(scores, answers)
     results = {
         **test,
+        "fusion": {name: fitted[name] for name in (*Fusion._fields, "fitted_on", "images")},
+        **fusion.gate(answers, validation=validation, test=scores),
         "step": total,
         "method": config.method,
         "seed": config.seed,
@@ -263,14 +272,15 @@ def _train(
     if first:
         log.write(step=total, stage=stages[-1].name, split="test", metrics=test)
         write_json(workdir / "results.json", results)
-        if total in sure:
-            view = "fused" if "fused/loss" in test else "coarse"
-            unknown = none_of_these.fit(sure[total], known, view=view, step=total)
+        fusion.write(workdir, fitted)
+        if answers is not None:
+            unknown = none_of_these.fit(validation, scores, fusion=answers, step=total)
             none_of_these.write(workdir, unknown)
         interruption.defer(False)
         _draw_sheet(run, final, workdir / "samples.png")
         _tell_test(config, f"{config.dataset.name}, test, {config.method}", test)
-        if total in sure:
+        print(fusion.told(fitted))
+        if answers is not None:
             for part in ("validation", "test"):
                 print(none_of_these.told(unknown[part], unknown["threshold"], f"{part}, none of these"))
         print(f"{results['seconds']:.0f} s; {workdir / 'results.json'}, {workdir / 'samples.png'}")
@@ -293,8 +303,9 @@ def evaluate_checkpoint(config: Any, workdir: str | Path, *, tell_unknown: bool 
 
     def prepare() -> tuple[Splits, Trained]:
         step = latest_step(workdir)  # a run that has none says so before the data are read
+        answers = fusion.read(workdir, step)
         if tell_unknown:
-            none_of_these.read_threshold(workdir, step)
+            none_of_these.read_threshold(workdir, step, answers)
         splits = load_splits(config)
         note = check_test_part(workdir, config, splits)
         if note and processes.is_first():
@@ -307,11 +318,14 @@ def evaluate_checkpoint(config: Any, workdir: str | Path, *, tell_unknown: bool 
     step, model = read_latest(workdir, trained.abstract_model)
     batches = evaluation_batches(config, splits.test, trained.mesh)
     program = _eval_program(trained.task, trained.mesh)
-    metrics, known = _evaluated(program, model["params"], model["batch_stats"], batches)
+    metrics, scores = _evaluated(program, model["params"], model["batch_stats"], batches)
+    answers = fusion.read(workdir, step)
+    metrics |= fusion.calibrated_figures(scores, answers)
     if processes.is_first():
         _tell_test(config, f"{config.dataset.name}, test, {config.method}, step {step}", metrics)
         if tell_unknown:
-            threshold = none_of_these.read_threshold(workdir, step)
+            threshold = none_of_these.read_threshold(workdir, step, answers)
+            known = none_of_these.confidence_and_right(scores, answers or Fusion())
             print(none_of_these.told(kept(*known, threshold), threshold, "test, none of these"))
     return metrics
 
@@ -349,23 +363,22 @@ class _Asked(Exception):
 
 
 def _eval_program(task: Task, mesh: jax.sharding.Mesh) -> Any:
-    """(params, batch_stats, batch) -> all metrics as (sum, count) pairs, and `confidences`."""
+    """(params, batch_stats, batch) -> all metrics as (sum, count) pairs, and `batch_scores`."""
 
     def program(params: Any, batch_stats: Any, batch: Any) -> tuple[Any, Any]:
         looks = predict(task, params, batch_stats, batch)
-        return metric_sums(looks, batch), confidences(looks, batch)
+        return metric_sums(looks, batch), batch_scores(looks, batch)
 
     return jax.jit(program, out_shardings=parallel.replicated(mesh))
 
 
-def _evaluated(
-    program: Any, params: Any, batch_stats: Any, batches: Iterator[Any]
-) -> tuple[dict[str, float], none_of_these.Known]:
-    """The metrics over all batches, and how sure the network was of each image."""
-    rows = []
+def _evaluated(program: Any, params: Any, batch_stats: Any, batches: Iterator[Any]) -> tuple[dict[str, float], Scores]:
+    """The metrics over all batches, and what the network said of each image."""
+    rows: list[Any] = []
 
     def step(params: Any, batch_stats: Any, batch: Any) -> Any:
         sums, row = program(params, batch_stats, batch)
+        rows[-1:] = jax.device_get(rows[-1:])  # a batch late, so that nobody waits
         rows.append(row)
         return sums
 
@@ -382,7 +395,7 @@ def _evaluator(run: Run, signal: Callable[[], int], remedy: Callable[[], str]) -
                 raise _Asked(number)
             yield batch
 
-    def evaluate_on(state: TrainState, source: Source, what: str) -> tuple[dict[str, float], none_of_these.Known]:
+    def evaluate_on(state: TrainState, source: Source, what: str) -> tuple[dict[str, float], Scores]:
         try:
             return _evaluated(program, state.params, state.batch_stats, heeding(run.evaluation_batches(source)))
         except FloatingPointError as error:

@@ -70,13 +70,13 @@ def test_all_of_a_tree_is_measured(finished, tree, tmp_path, capsys):
     for row in rows:
         prediction = predictions[row["file"]]
         assert row["class"] == row["file"].split("/")[1] and row["error"] == ""
-        assert row["predicted"] == prediction.best[0] == row["fused_1"]
-        assert float(row["fused_1_probability"]) == pytest.approx(prediction.best[1], abs=1e-4)
+        assert row["predicted"] == prediction.best[0] == row["calibrated_1"]
+        assert float(row["calibrated_1_probability"]) == pytest.approx(prediction.best[1], abs=1e-4)
         assert row["right"] == ("yes" if row["class"] == row["predicted"] else "no")
         probabilities = dict(prediction.top["coarse"])
         if row["class"] in probabilities:
             assert float(row["coarse_class_probability"]) == pytest.approx(probabilities[row["class"]], abs=1e-4)
-    assert np.mean([row["right"] == "yes" for row in rows]) == pytest.approx(found["fused/top_1_accuracy"])
+    assert np.mean([row["right"] == "yes" for row in rows]) == pytest.approx(found["calibrated/top_1_accuracy"])
 
     before = output.read_bytes()
     assert cli.main(command) == 2
@@ -282,7 +282,7 @@ def test_none_of_these(finished, birds, tree, tmp_path, capsys):
     """The run's end fits and stores a threshold; predictions are marked by flag only, evaluations tell by flag."""
     workdir, _ = finished
     fitted = json.loads((workdir / "unknown.json").read_text())
-    assert fitted["view"] == "fused" and fitted["share"] == 0.95 and fitted["validation"]["images"] == 9
+    assert fitted["share"] == 0.95 and fitted["validation"]["images"] == 9
     assert fitted["validation"]["share_kept"] >= 0.95 and fitted["test"]["images"] == COUNT
     model = load_model(workdir)
     plain, marked = list(model.predict(tree)), list(model.predict(tree, mark_unknown=True))

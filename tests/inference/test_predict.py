@@ -1,6 +1,7 @@
 """Predictions of a finished run over a folder of image files: the same as by hand, and files that cannot be read."""
 
 import csv
+import json
 
 import jax
 import numpy as np
@@ -50,7 +51,12 @@ def by_hand(finished):
     raw = np.stack([birds[i]["image"] for i in range(COUNT)])
     window = np.tile(np.array([0, 0, 1, 1], np.float32), (COUNT, 1))
     looks = predict(run.task, state["params"], state["batch_stats"], {"image": raw, "window": window})
-    return {view: np.exp(values) for view, values in log_probabilities(looks).items()}, looks, run.splits.class_names
+    probabilities = {view: np.exp(values) for view, values in log_probabilities(looks).items()}
+    fitted = json.loads((workdir / "fusion.json").read_text())
+    weight, temperature = fitted["weight"], fitted["temperature"]
+    mixed = (weight * probabilities["coarse"] + (1 - weight) * probabilities["fine"]) ** (1 / temperature)
+    probabilities["calibrated"] = mixed / mixed.sum(axis=-1, keepdims=True)
+    return probabilities, looks, run.splits.class_names
 
 
 def test_predictions_are_those_of_the_looks(finished, folder, by_hand):
@@ -59,7 +65,7 @@ def test_predictions_are_those_of_the_looks(finished, folder, by_hand):
     assert len(found) == COUNT + len(UNREADABLE) and list(found) == sorted(found)
     for i in range(COUNT):
         prediction = found[f"{'birds' if i % 2 else 'more/birds'}/{i:02}.png"]
-        assert prediction.error is None and list(prediction.top) == ["coarse", "fine", "fused"]
+        assert prediction.error is None and list(prediction.top) == ["coarse", "fine", "fused", "calibrated"]
         for view, top in prediction.top.items():
             expected = np.sort(probabilities[view][i])[::-1][:5]
             np.testing.assert_allclose([value for _, value in top], expected, atol=1e-5)
@@ -67,7 +73,7 @@ def test_predictions_are_those_of_the_looks(finished, folder, by_hand):
                 assert probabilities[view][i][names.index(name)] == pytest.approx(value, abs=1e-5)
         ymin, xmin, ymax, xmax = np.asarray(ordered(looks["fine"].box))[i] * 192
         np.testing.assert_allclose(prediction.box, (xmin, ymin, xmax, ymax), atol=1e-2)
-        assert prediction.best == prediction.top["fused"][0]
+        assert prediction.best == prediction.top["calibrated"][0]
         # A peak of one cell between the pixels of the picture loses up to (1/16 of a cell)^2 of its height.
         assert prediction.attention.shape == (64, 64) and 0.85 < prediction.attention.max() <= 1.0 + 1e-6
     for name in UNREADABLE:
@@ -97,7 +103,7 @@ def test_command_line(finished, folder, tmp_path, capsys):
     assert [row["file"] for row in rows if row["error"]] == UNREADABLE
     for row, prediction in zip(rows, load_model(workdir).predict(folder), strict=True):
         if prediction.error is None:
-            assert (row["fused_1"], float(row["fused_1_probability"])) == (
+            assert (row["calibrated_1"], float(row["calibrated_1_probability"])) == (
                 prediction.best[0],
                 pytest.approx(prediction.best[1], abs=1e-4),
             )
