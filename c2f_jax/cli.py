@@ -17,7 +17,7 @@ from c2f_jax.runs.config_file import load_config, located, override
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import as_path, check_reading, read_config
 
-MODES = ("train", "eval", "predict")
+MODES = ("train", "eval", "predict", "export")
 DEFAULT_CONFIG = "configs/paper_birds.py"
 HOW = ("refuse", "skip")  # photos of classes that a run does not know
 
@@ -38,10 +38,13 @@ class Command(NamedTuple):
     mode: str
     cluster: Cluster | None  # None: this process is alone
     images: Path | None  # of modes predict and eval
-    output: Path | None  # where there are images
+    output: Path | None  # where there are images, and of mode export
     overlays: Path | None  # of mode predict
     unknown: bool = False
     unknown_classes: str = "refuse"
+    fast: bool = False
+    gate: float | None = None
+    top: int = 5
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
 def _run(command: Command) -> int:
     """Does it, and tells how it ended; by process 0 alone, where there are several."""
     goes_on = "; the same command goes on, from the last checkpoint if there is one"
-    parting = "interrupted" + (goes_on if command.mode == "train" else "")
+    partings = {"train": goes_on, "predict": "; the same command goes on from there"}
+    parting = "interrupted" + partings.get(command.mode, "")
     try:
         with Interruption(parting) as interruption:
             run(command, interruption)
@@ -138,14 +142,28 @@ def run(command: Command, interruption: Interruption | None = None) -> None:
     keep_compiled(command.config.compilation_cache)
     if command.mode == "predict":
         from c2f_jax.inference.predict import model_of_run
-        from c2f_jax.inference.predictions import predict_folder
+        from c2f_jax.inference.predictions import check_output, predict_folder
 
         assert command.images is not None and command.output is not None  # `parse` has seen to it
+        check_output(command.output)  # before the model is made, which takes a while
         model = model_of_run(command.workdir, command.config)
         unreadable = predict_folder(
-            model, command.images, command.output, command.overlays, mark_unknown=command.unknown
+            model,
+            command.images,
+            command.output,
+            command.overlays,
+            mark_unknown=command.unknown,
+            fast=command.fast,
+            gate=command.gate,
+            top=command.top,
         )
-        print(f"{command.output}" + (f"; {unreadable} unreadable: see the column error" if unreadable else ""))
+        print(f"{command.output}" + (f"; {unreadable} unreadable: see error there" if unreadable else ""))
+        return
+    if command.mode == "export":
+        from c2f_jax.inference.export import export_run
+
+        assert command.output is not None
+        export_run(command.workdir, command.config, command.output)
         return
     if command.images is not None:
         from c2f_jax.inference.evaluation import check_outputs, evaluate_photos
@@ -159,6 +177,8 @@ def run(command: Command, interruption: Interruption | None = None) -> None:
             command.output,
             unknown_classes=command.unknown_classes,
             mark_unknown=command.unknown,
+            fast=command.fast,
+            gate=command.gate,
         )
         return
     from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
@@ -193,19 +213,25 @@ FLAGS = {
         "one folder per class or as a table",
     ),
     "output": _Flag(
-        ("predict", "eval"),
-        "FILE",
-        "the file to write; default predictions.csv; eval with --images: default evaluation.json, and .csv beside it",
+        ("predict", "eval", "export"),
+        "PATH",
+        "what to write; predict: a file, default predictions.csv, or .jsonl; eval with --images: default "
+        "evaluation.json, and .csv beside it; export: a new folder, default export",
     ),
     "unknown_classes": _Flag(
         ("eval",), "HOW", "with --images, photos of classes that the run does not know: refuse (default) or skip"
     ),
+    "gate": _Flag(
+        ("predict", "eval"), "P", "with --images: a second look only where the first is less sure than P, from 0 to 1"
+    ),
+    "top": _Flag(("predict",), "K", "how many classes to tell of each view; default 5"),
     "overlays": _Flag(("predict",), "DIR", "a new folder for pictures of what the model looked at"),
     "coordinator": _Flag(("train", "eval"), "HOST:PORT", "several processes elsewhere: where process 0 is reached"),
     "processes": _Flag(("train", "eval"), "N", "with --coordinator: how many there are"),
     "process": _Flag(("train", "eval"), "I", "with --coordinator: which one this is, from 0"),
 }
 SWITCHES = {
+    "fast": _Flag(("predict", "eval"), "", "with --images: the first look alone, in half the time"),
     "unknown": _Flag(
         ("predict", "eval"), "", "mark images that are none of the run's classes, by its threshold (docs/predict.md)"
     ),
@@ -226,11 +252,18 @@ goes on with a run that was stopped; --mode=eval measures the last checkpoint of
 Measures the last checkpoint of the run in --workdir on the test part of its data, and changes nothing in it; with
 --images on other labelled photos. It needs no --config: the run has kept its own. What changes no result may be given
 otherwise, such as the batch size.""",
+    "export": """\
+Writes the model of the run in --workdir into a new folder, to be used without this program: StableHLO for JAX alone,
+ONNX, the weights as safetensors, class names and preprocessing, and a model card. docs/export.md has examples.""",
     "predict": """\
 Says what the model of the run in --workdir sees in each image of a folder: a CSV file with the likeliest classes and
 the box of the second look, and pictures of it. It needs no --config: the run has kept its own.""",
 }
 EXAMPLES = {
+    "export": """\
+examples:
+  python launch.py --mode=export --workdir runs/mine --output mine
+      writes mine/model.stablehlo, model.onnx, model.safetensors, model.json and README.md""",
     "train": """\
 examples:
   python launch.py
@@ -276,7 +309,7 @@ def _parser(mode: str) -> _Parser:
     parser.add_argument("--mode", default="train", help=f"{', '.join(MODES)}; default train")
     for name, flag in FLAGS.items():
         told = flag.help if mode in flag.modes else argparse.SUPPRESS
-        kind = int if flag.value in ("N", "I") else str
+        kind = {"N": int, "I": int, "K": int, "P": float}.get(flag.value, str)
         parser.add_argument(f"--{name}", metavar=flag.value, type=kind, help=told)
     for name, flag in SWITCHES.items():
         told = flag.help if mode in flag.modes else argparse.SUPPRESS
@@ -308,16 +341,22 @@ def parse(argv: Sequence[str]) -> Command:
     mode = _mode(argv)
     options, rest = _parser(mode).parse_known_args(_joined(argv))
     for name, flag in (FLAGS | SWITCHES).items():
-        if getattr(options, name, None) not in (None, False) and mode not in flag.modes and name not in ALWAYS:
+        if _given(options, name) and mode not in flag.modes and name not in ALWAYS:
             raise UserError(f"--{name} belongs to --mode {' and '.join(flag.modes)}; this is --mode {mode}")
     predicting = mode == "predict"
     if predicting and options.images is None:
         raise UserError("--mode predict needs --images DIR, the folder of images, or an image")
-    for name in ("output", "unknown_classes"):
-        if getattr(options, name) is not None and options.images is None:
+    for name in ("output", "unknown_classes", "fast", "gate"):
+        if _given(options, name) and options.images is None and mode != "export":
             raise UserError(f"--{name} belongs to --mode {mode} with --images")
     if options.unknown_classes not in (None, *HOW):
         raise UserError(f"--unknown_classes must be {' or '.join(HOW)}; got {options.unknown_classes!r}")
+    if options.gate is not None and not 0.0 <= options.gate <= 1.0:
+        raise UserError(f"--gate takes a probability from 0 to 1; got {options.gate:g}")
+    if options.gate is not None and options.fast:
+        raise UserError("--fast and --gate exclude each other: the first look alone, or a second where it is unsure")
+    if options.top is not None and options.top < 1:
+        raise UserError(f"--top takes a number of classes, 1 or more; got {options.top}")
     given = {name: getattr(options, name) for name in ("config", "workdir", "images", "output", "overlays")}
     paths = {name: as_path(f"--{name}", text) for name, text in given.items() if text is not None}
     workdir = paths.get("workdir", Path("runs") / paths.get("config", Path(DEFAULT_CONFIG)).stem)
@@ -328,18 +367,27 @@ def parse(argv: Sequence[str]) -> Command:
         )
     config = _config(mode, paths.get("config"), workdir, rest)
     config.lock()
-    output = paths.get("output", Path("predictions.csv" if predicting else "evaluation.json"))
+    default = {"predict": "predictions.csv", "export": "export"}.get(mode, "evaluation.json")
+    output = paths.get("output", Path(default))
     return Command(
         config,
         workdir,
         mode,
         cluster,
         paths.get("images"),
-        output if "images" in paths else None,
+        output if "images" in paths or mode == "export" else None,
         paths.get("overlays"),
         options.unknown,
         options.unknown_classes or HOW[0],
+        options.fast,
+        options.gate,
+        options.top or 5,
     )
+
+
+def _given(options: argparse.Namespace, name: str) -> bool:
+    value = getattr(options, name, None)
+    return value is not None and value is not False  # a 0 is given
 
 
 def _config(mode: str, path: Path | None, workdir: Path, rest: Sequence[str]) -> ConfigDict:

@@ -28,8 +28,9 @@ LAYERS = [
 ONLY_HERE = {
     "chardet": ("data.tables",),
     "clevercsv": ("data.tables",),
-    "filelock": ("runs.workdir",),
+    "filelock": ("runs.workdir", "inference.resumable"),
     "flax": ("layers", "models", "training.train_state", "training.losses"),
+    "onnx": ("inference.onnx_graph",),
     "orbax": ("runs.checkpoint",),
     "grain": ("data.pipeline",),
     "huggingface_hub": ("models.pretrained",),

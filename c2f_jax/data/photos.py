@@ -26,8 +26,11 @@ _BEGINNING = 1 << 16  # bytes of a file that tell it from others of its size
 class Photos:
     """A random-access source of photos, decoded when they are asked for; as of `images.decode`'s `min_side`."""
 
-    def __init__(self, root: Path, items: Sequence[Item], min_side: int | None = None):
-        self._root, self._items, self._min_side = root, items, min_side
+    def __init__(
+        self, root: Path, items: Sequence[Item], min_side: int | None = None, groups: Mapping[str, str] | None = None
+    ):
+        """groups: by path, of the photos that have one."""
+        self._root, self._items, self._min_side, self._groups = root, items, min_side, groups or {}
 
     def __len__(self) -> int:
         return len(self._items)
@@ -36,6 +39,11 @@ class Photos:
     def labels(self) -> np.ndarray:
         """int [N], without decoding a photo."""
         return np.array([item.label for item in self._items], int)
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Of each photo, its own path where it is alone; None where no photo has one."""
+        return [self._groups.get(item.path, item.path) for item in self._items] if self._groups else None
 
     @property
     def digest(self) -> str:
@@ -158,7 +166,7 @@ def load(
     notes.insert(0, summary({name: [item.label for item in items] for name, items in parts.items()}, class_names))
     if groups and not divided:
         notes.insert(1, f"{len(set(groups.values()))} groups, each on one side of a split")
-    sources = [Photos(listing.root, items, min_side) for items in parts.values()]
+    sources = [Photos(listing.root, items, min_side, groups) for items in parts.values()]
     return Parts(sources[0], sources[1], sources[2], class_names, tuple(notes))
 
 

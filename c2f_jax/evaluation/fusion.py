@@ -115,11 +115,11 @@ def figures(values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def calibrated_scores(scores: Scores, fusion: Fusion) -> dict[str, np.ndarray]:
-    """`calibrated` of all that was seen and, after two looks, `calibrated_coarse`, of the first alone; [N, C]."""
-    result = {"calibrated": np.asarray(calibrated(scores.values, fusion))}
+    """`calibrated` of all that was seen, the last, and after two looks `calibrated_coarse`, of the first; [N, C]."""
+    result = {}
     if "fine" in scores.values:
         result["calibrated_coarse"] = np.asarray(calibrated({"coarse": scores.values["coarse"]}, fusion))
-    return result
+    return result | {"calibrated": np.asarray(calibrated(scores.values, fusion))}
 
 
 def gate_curve(scores: Scores, fusion: Fusion) -> list[dict[str, float]]:

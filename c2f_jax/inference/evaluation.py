@@ -1,26 +1,27 @@
 """A finished run measured on other labelled photos: all of a tree or table, whatever parts it has."""
 
-import csv
 from collections import Counter
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from c2f_jax.data import checking, listing
+from c2f_jax.data import checking, listing, splitting
 from c2f_jax.data.photos import normalised_box
 from c2f_jax.data.pipeline import ImageFile
 from c2f_jax.errors import UserError
 from c2f_jax.evaluation.confidence import kept
 from c2f_jax.evaluation.evaluate import metric_sums
-from c2f_jax.evaluation.fusion import calibrated, right_answers
+from c2f_jax.evaluation.fusion import calibrated, figures, right_answers
+from c2f_jax.evaluation.intervals import bootstrap
 from c2f_jax.evaluation.metrics import Sums, finalise, merge
-from c2f_jax.evaluation.scores import batch_scores, joined
-from c2f_jax.inference.predict import Model
-from c2f_jax.runs.fusion import calibrated_figures
+from c2f_jax.evaluation.scores import Scores, batch_scores
+from c2f_jax.inference.predict import Model, answer_of
+from c2f_jax.runs import outcome, spreadsheets
 from c2f_jax.runs.none_of_these import told
 from c2f_jax.runs.workdir import check_writable, write_json
 from c2f_jax.runs.writers import print_table, track
@@ -30,19 +31,22 @@ from c2f_jax.training.losses import Task
 REFUSE, SKIP = "refuse", "skip"
 
 
-def check_outputs(output: Path) -> tuple[Path, Path]:
-    """The two files that `evaluate_photos` writes: `output` with the suffix .json, and with .csv.
+def check_outputs(output: Path) -> tuple[Path, Path, Path, Path]:
+    """The files that `evaluate_photos` writes: `output` with the suffix .json, with .csv, .confusion.csv and
+    .per_class.csv.
 
     Raises:
         UserError: if one of them exists, or they cannot be written.
     """
     stem = output.with_suffix("") if output.suffix in (".json", ".csv") else output
-    paths = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".csv")
-    for path in paths:
+    summary, table, confused, per_class = (
+        stem.with_name(f"{stem.name}.{name}") for name in ("json", "csv", outcome.CONFUSION, outcome.PER_CLASS)
+    )
+    for path in (summary, table, confused, per_class):
         if path.exists():
             raise UserError(f"--output: {path} exists; choose another name, or move it away")
     check_writable("--output", output.parent)
-    return paths
+    return summary, table, confused, per_class
 
 
 def evaluate_photos(
@@ -52,6 +56,8 @@ def evaluate_photos(
     *,
     unknown_classes: str = REFUSE,
     mark_unknown: bool = False,
+    fast: bool = False,
+    gate: float | None = None,
 ) -> dict[str, Any]:
     """All metrics of `model` on the labelled photos of a tree or a table, as fractions, losses in nats.
 
@@ -62,63 +68,66 @@ def evaluate_photos(
             appear when they are complete.
         unknown_classes: of photos of classes that the run does not know: "refuse" them, or "skip" and count them.
         mark_unknown: also how many photos the run's threshold for unknown ones keeps.
+        fast, gate: as of `Model.predict`; then with classification metrics alone: `coarse` of the first look, and
+            `calibrated` or, with a gate, `gated` of the answers.
 
     Returns:
-        What is in the JSON file: the metrics and what they were measured on.
+        What is in the JSON file: the metrics, their intervals, and what they were measured on.
 
     Raises:
         UserError: if there are no labelled photos that can be used, the output exists, or a class is not known.
         FloatingPointError: if a figure is not finite.
     """
-    summary, table = check_outputs(output)
-    threshold = model.threshold if mark_unknown else None
+    summary, table, *tables = check_outputs(output)
+    model.check_gate(fast=fast, gate=gate)
+    threshold = model.threshold(fast=fast, gate=gate) if mark_unknown else None
     found = listing.read(place)
     items, skipped = _known(found, model.class_names, place, model.workdir, unknown_classes)
     for note in found.notes:
         print(note)
     if skipped:
         print(f"left out, of classes that the run does not know: {_counted(skipped)}")
+    views, gated = model.views_by(fast=fast), gate is not None
     rows: list[list[str]] = []
     errors: dict[str, str] = {}
-    sure: list[float] = []
-    right: list[bool] = []
-    total: Sums | None = None
-    scores: list[dict[str, np.ndarray]] = []
-    program = jax.jit(partial(evaluation_step, model.task))
-    boxes = all(item.box is not None for item in items)
-    position = iter(track(items, total=len(items), what="evaluate"))
-    for files, batch in model.batches([found.root / item.path for item in items]):
-        chunk = [next(position) for _ in files]
-        batch |= _annotations(place, chunk, files, len(batch["image"]), model.class_names, boxes=boxes)
-        sums, said = model.run(program, batch)
-        total = merge(total, sums)
-        scores.append(said)
-        said = {view: said[view] for view in model.views if view in said}
-        if model.fusion is not None:
-            said["calibrated"] = np.asarray(calibrated(said, model.fusion))
-        said["right"] = right_answers(said[model.views[-1]], batch["label"])
-        for i, (item, file) in enumerate(zip(chunk, files, strict=True)):
-            if file.error is not None:
-                errors[item.path] = file.error
-            values = {name: value[i] for name, value in said.items()}
-            rows.append(row(item, file.error, values, model, threshold))
-            if file.error is None:
-                sure.append(float(np.exp(values[model.views[-1]].max())))
-                right.append(bool(values["right"]))
+    said: list[dict[str, np.ndarray]] = []  # log probabilities [C] by view, of each photo that can be read
+    sums: list[Sums] = []
+    if fast or gated:
+        looked = _by_answers(model, found.root, items, fast=fast, gate=gate)
+    else:
+        looked = _by_both_looks(model, place, found.root, items, sums)
+    for item, (error, values) in zip(track(items, total=len(items), what="evaluate"), looked, strict=True):
+        rows.append(row(item, error, values, views, model.class_names, threshold, looks=gated))
+        if error is not None:
+            errors[item.path] = error
+        else:
+            said.append(values)
     for line in checking.unreadable_lines({item.path: _verdict(item.path, errors) for item in items}):
         print(line)
     if len(errors) == len(items):
         first = min(errors)
         raise UserError(f"{place}: none of the {len(items)} images can be read; the first is {first} ({errors[first]})")
-    assert total is not None
-    metrics = finalise(total) | calibrated_figures(joined(scores), model.fusion)
+    labels = np.array([model.class_names.index(item.label) for item in items if item.path not in errors], np.int32)
+    answers = np.stack([values[answer_of(values)] for values in said])
+    scores = {view: np.stack([values[view] for values in said]) for view in views if all(view in one for one in said)}
+    if gated:
+        scores = {"coarse": scores["coarse"], "gated": answers}
+    elif not fast:
+        scores = outcome.views(
+            Scores({view: scores[view] for view in views if view != "calibrated"}, labels), model.fusion
+        )
+    metrics = finalise(reduce(merge, sums)) if sums else {}
+    for view, of_view in scores.items():
+        metrics |= {f"{view}/{name}": value for name, value in figures(of_view, labels).items()}
     broken = [name for name, value in metrics.items() if not np.isfinite(value)]
     if broken:
         raise FloatingPointError(f"the evaluation is not finite: {', '.join(broken)}")
     counts = Counter(item.label for item in items if item.path not in errors)
+    readable = [item for item in items if item.path not in errors]
     results = {
         **metrics,
-        "images": len(sure),
+        "intervals": bootstrap(scores, labels, _groups(readable, model.config.dataset.group_by)),
+        "images": len(said),
         "unreadable": len(errors),
         "classes": len(counts),
         "images_by_class": dict(sorted(counts.items())),
@@ -127,20 +136,59 @@ def evaluate_photos(
         "run": str(model.workdir.expanduser().resolve()),
         "step": model.step,
         "method": model.config.method,
+        **({"fast": True} if fast else {}),
+        **({"gate": gate, "second_looks": float(np.mean(["fine" in one for one in said]))} if gated else {}),
     }
     if threshold is not None:
-        results["unknown"] = {"threshold": threshold, **kept(np.array(sure), np.array(right), threshold)}
-    _write(table, header(model.views, threshold), rows)
+        sure = np.exp(answers.max(axis=-1).astype(np.float64))
+        results["unknown"] = {"threshold": threshold, **kept(sure, right_answers(answers, labels), threshold)}
+    spreadsheets.write(table, header(views, threshold, looks=gated), rows)
+    outcome.write_classes(answers.argmax(axis=-1), labels, model.class_names, *tables)
     write_json(summary, results)
     print_table(f"{place}, {model.config.method}, step {model.step}", metrics)
     print(
-        f"{len(sure)} images of {len(counts)} of the run's {len(model.class_names)} classes"
+        f"{len(said)} images of {len(counts)} of the run's {len(model.class_names)} classes"
         + (f"; {len(errors)} unreadable" if errors else "")
+        + (f"; {results['second_looks']:.0%} looked at again" if gated else "")
     )
     if threshold is not None:
         print(told(results["unknown"], threshold, "none of these"))
-    print(f"{summary}, {table}")
+    print(", ".join(str(path) for path in (summary, table, *tables)))
     return results
+
+
+Looked = Iterator[tuple[str | None, dict[str, np.ndarray]]]  # by photo: why it cannot be read, log probabilities [C]
+
+
+def _by_answers(model: Model, root: Path, items: Sequence[listing.Listed], *, fast: bool, gate: float | None) -> Looked:
+    for file, said in model.said([root / item.path for item in items], fast=fast, gate=gate):
+        with np.errstate(divide="ignore"):
+            yield file.error, {view: np.log(said[view]) for view in model.views if view in said}
+
+
+def _by_both_looks(model: Model, place: Path, root: Path, items: Sequence[listing.Listed], sums: list[Sums]) -> Looked:
+    """sums: gets the metrics of each batch, as (sum, count) pairs."""
+    program = jax.jit(partial(evaluation_step, model.task))
+    boxes, position = all(item.box is not None for item in items), iter(items)
+    for files, batch in model.batches([root / item.path for item in items]):
+        chunk = list(islice(position, len(files)))
+        batch |= _annotations(place, chunk, files, len(batch["image"]), model.class_names, boxes=boxes)
+        of_batch, scores = model.run(program, batch)
+        sums.append(of_batch)
+        values = {view: scores[view] for view in model.views if view in scores}
+        if model.fusion is not None:
+            values["calibrated"] = np.asarray(calibrated(values, model.fusion))
+        for i, file in enumerate(files):
+            yield file.error, {view: value[i] for view, value in values.items()}
+
+
+def _groups(items: Sequence[listing.Listed], group_by: str) -> list[str] | None:
+    """Of each photo, by its table or as the run's were grouped; None where no photo has one."""
+    pattern = splitting.compile_pattern(group_by)
+    groups = [item.group or (pattern and splitting.group_of(pattern, item.path)) for item in items]
+    if not any(groups):
+        return None
+    return [group or item.path for group, item in zip(groups, items, strict=True)]
 
 
 def evaluation_step(
@@ -151,30 +199,42 @@ def evaluation_step(
     return metric_sums(looks, batch), batch_scores(looks, batch)
 
 
-def header(views: Sequence[str], threshold: float | None = None) -> list[str]:
+def header(views: Sequence[str], threshold: float | None = None, *, looks: bool = False) -> list[str]:
     """Columns: file, its class, the predicted one, whether it is right; by view the likeliest class, its probability
-    and that of the true class; whether it is unknown, where that was asked; an error at the end."""
+    and that of the true class; whether it is unknown and how many looks there were, where asked; an error at the end.
+    """
     columns = ["file", "class", "predicted", "right"]
-    for view in reversed(views):  # the fused answer first
+    for view in reversed(views):  # the answer first
         columns += [f"{view}_1", f"{view}_1_probability", f"{view}_class_probability"]
-    return [*columns, *(["unknown"] if threshold is not None else []), "error"]
+    return [*columns, *(["unknown"] if threshold is not None else []), *(["looks"] if looks else []), "error"]
 
 
 def row(
-    item: listing.Listed, error: str | None, said: dict[str, np.ndarray], model: Model, threshold: float | None
+    item: listing.Listed,
+    error: str | None,
+    said: dict[str, np.ndarray],
+    views: Sequence[str],
+    class_names: Sequence[str],
+    threshold: float | None,
+    *,
+    looks: bool = False,
 ) -> list[str]:
-    """One photo's fields, empty where there is nothing to say."""
-    views, asked = model.views, threshold is not None
+    """One photo's fields, empty where there is nothing to say. said: log probabilities [C] by view."""
+    asked = (threshold is not None) + looks
     if error is not None:
         return [item.path, item.label, *[""] * (2 + 3 * len(views) + asked), error]
-    label, best = model.class_names.index(item.label), said[views[-1]]
-    fields = [item.path, item.label, model.class_names[int(best.argmax())], "yes" if said["right"] else "no"]
+    label, best = class_names.index(item.label), said[answer_of(said)]
+    right = right_answers(best[None], np.array([label]))[0]
+    fields = [item.path, item.label, class_names[int(best.argmax())], "yes" if right else "no"]
     for view in reversed(views):
+        if view not in said:
+            fields += [""] * 3
+            continue
         likeliest, probabilities = int(said[view].argmax()), np.exp(said[view])
-        fields += [model.class_names[likeliest], *(f"{probabilities[i]:.4f}" for i in (likeliest, label))]
+        fields += [class_names[likeliest], *(f"{probabilities[i]:.4f}" for i in (likeliest, label))]
     if threshold is not None:
         fields.append("yes" if np.exp(best.max()) < threshold else "no")
-    return [*fields, ""]
+    return [*fields, *(["2" if "fine" in said else "1"] if looks else []), ""]
 
 
 def _known(
@@ -225,12 +285,3 @@ def _annotations(
 
 def _verdict(path: str, errors: dict[str, str]) -> checking.Verdict:
     return checking.Verdict(errors.get(path))
-
-
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    partial_path = path.with_name(path.name + ".part")
-    with partial_path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-    partial_path.replace(path)

@@ -1,8 +1,8 @@
 """A finished run looks at any number of image files, in bounded memory, on all devices of this process."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from PIL import Image
 from c2f_jax.data import images, pipeline
 from c2f_jax.errors import UserError
 from c2f_jax.evaluation.fusion import Fusion, calibrated
+from c2f_jax.inference.gate import HEAT_SIZE, first_look, gated, second_look
 from c2f_jax.kernels import ordered
 from c2f_jax.models.two_looks import attention_over_image, log_probabilities
 from c2f_jax.runs import fusion, none_of_these, parallel
@@ -26,11 +27,15 @@ from c2f_jax.training.losses import Task
 
 TOP = 5
 ANSWERS = ("calibrated", "fused", "coarse")  # of the views that there are, the first is the answer
-HEAT_SIZE = 64
 
 Picture = np.ndarray | Image.Image
 Pictures = str | Path | Picture | Sequence[str | Path | Picture]
 Step = Callable[[Any, dict[str, Any], dict[str, jax.Array]], Any]
+
+
+def answer_of(views: Container[str]) -> str:
+    """Of the views that there are of an image, the one that is the answer."""
+    return next(view for view in ANSWERS if view in views)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Prediction:
         attention: mean of the coarse view's attention maps, laid over the whole image [HEAT_SIZE, HEAT_SIZE]; its
             maximum is about 1, and it is 0 where that view did not reach; None without attention.
         unknown: whether it is marked as none of the classes; None if that was not asked.
+        looks: how many looks the answer is of; 0 of a file that cannot be read.
     """
 
     file: str
@@ -55,11 +61,12 @@ class Prediction:
     box: tuple[float, float, float, float] | None = None
     attention: np.ndarray | None = None
     unknown: bool | None = None
+    looks: int = 0
 
     @property
     def best(self) -> tuple[str, float]:
         """Class name and probability by all that was seen, calibrated where the run has fitted how."""
-        return self.top[next(view for view in ANSWERS if view in self.top)][0]
+        return self.top[answer_of(self.top)][0]
 
 
 class Model:
@@ -71,10 +78,13 @@ class Model:
         self._trained = build_trained(config, num_classes=len(self.class_names))
         self.step, model = read_latest(workdir, self._trained.abstract_model)
         # As arguments of the compiled function, not constants in it.
-        self._variables = (model["params"], model["batch_stats"])
+        self.variables = (model["params"], model["batch_stats"])
         self.workdir, self.config = workdir, config
         self.fusion = fusion.read(workdir, self.step)  # how the looks become the answer; None: their average
-        self._step = jax.jit(partial(prediction_step, self._trained.task, self.fusion))
+        programs = (prediction_step, first_look, second_look)
+        self._step, self._first, self._second = (
+            jax.jit(partial(one, self._trained.task, self.fusion)) for one in programs
+        )
 
     @property
     def task(self) -> Task:
@@ -87,16 +97,27 @@ class Model:
         looks = ("coarse",) if self._trained.task.test_region is None else ("coarse", "fine", "fused")
         return looks if self.fusion is None else (*looks, "calibrated")
 
-    @cached_property
-    def threshold(self) -> float:
-        """Probability of the best class below which a picture is marked as unknown.
+    def views_by(self, *, fast: bool) -> tuple[str, ...]:
+        """`views`, or those of the first look alone."""
+        return tuple(view for view in self.views if view not in ("fine", "fused")) if fast else self.views
+
+    def threshold(self, *, fast: bool = False, gate: float | None = None) -> float:
+        """Probability of the best class below which a picture is marked as unknown; of answers as of `predict`.
 
         Raises:
             UserError: if the run has none.
         """
-        return none_of_these.read_threshold(self.workdir, self.step, self.fusion)
+        return none_of_these.read_threshold(self.workdir, self.step, self.fusion, fast=fast, gate=gate)
 
-    def predict(self, files: Pictures, *, mark_unknown: bool = False) -> Iterator[Prediction]:
+    def predict(
+        self,
+        files: Pictures,
+        *,
+        mark_unknown: bool = False,
+        fast: bool = False,
+        gate: float | None = None,
+        top: int = TOP,
+    ) -> Iterator[Prediction]:
         """Predictions in the order of the files, as they come.
 
         Args:
@@ -104,6 +125,9 @@ class Model:
                 picture in memory, Pillow's or an array (uint8 or floats from 0 to 1; [H, W], [H, W, 1], [H, W, 3] or
                 [H, W, 4]); or a sequence of files and pictures, also as one array [N, H, W, 3].
             mark_unknown: say of each whether it is none of the classes, as the run's `threshold` has it.
+            fast: take the first look alone; half the work.
+            gate: take the second look only where the first is less sure than this, a probability.
+            top: how many classes of each view, or all of them if there are fewer.
 
         Raises:
             UserError: if there is no such folder, no image in it, or no threshold. Unreadable files do not raise: see
@@ -112,10 +136,9 @@ class Model:
             TypeError: if something is neither file nor picture.
             FloatingPointError: if the model's answers are not finite.
         """
-        sources: list[Path | Picture]
         if isinstance(files, str | Path):
             root, names = list_images(files)
-            sources = [root / name for name in names]
+            return self.predict_below(root, names, mark_unknown=mark_unknown, fast=fast, gate=gate, top=top)
         else:
             files = np.asarray(files) if isinstance(files, jax.Array) else files
             alone = isinstance(files, Image.Image) or (isinstance(files, np.ndarray) and files.ndim < 4)
@@ -123,8 +146,48 @@ class Model:
             given: list[Any] = list(cast(Iterable[Any], files)) if many else [files]
             names = [str(one) if isinstance(one, str | Path) else f"[{i}]" for i, one in enumerate(given)]
             sources = [_source(one, name) for one, name in zip(given, names, strict=True)]
-        threshold = self.threshold if mark_unknown else None
-        return self._predict(sources, names, threshold)
+        return self._predict(sources, names, mark_unknown=mark_unknown, fast=fast, gate=gate, top=top)
+
+    def predict_below(self, root: Path, names: Sequence[str], **how: Any) -> Iterator[Prediction]:
+        """`predict` of files whose paths below `root` are known; `how`: all of its options."""
+        return self._predict([root / name for name in names], names, **how)
+
+    def check_gate(self, *, fast: bool, gate: float | None) -> None:
+        """Raises UserError unless answers can be made so."""
+        if gate is not None and fast:
+            raise UserError(
+                "--fast and --gate exclude each other: the first look alone, or a second where it is unsure"
+            )
+        if gate is not None and not 0.0 <= gate <= 1.0:
+            raise UserError(f"--gate takes a probability from 0 to 1; got {gate:g}")
+        if gate is not None and self.task.test_region is None:
+            raise UserError(f"--gate: the model in {self.workdir} looks once; leave it out")
+
+    def said(
+        self, sources: Sequence[Path | Picture], *, fast: bool = False, gate: float | None = None
+    ) -> Iterator[tuple[pipeline.ImageFile, dict[str, np.ndarray]]]:
+        """Each file as it was read, without its pixels, and what is said of it: see `prediction_step`, `first_look`.
+
+        Raises:
+            FloatingPointError: if the model's answers are not finite.
+        """
+        batches, first = self.batches(sources), partial(self.run, self._first)
+        if gate is not None:
+            rows = gated(batches, first, partial(self.run, self._second), gate, self._trained.batch_size)
+        else:
+            rows = self._each(batches, first if fast else partial(self.run, self._step))
+        for file, said in rows:
+            if not all(np.all(np.isfinite(said[view])) for view in self.views if view in said):
+                raise FloatingPointError("the model's probabilities are not numbers: its training went wrong")
+            yield file._replace(image=None), said
+
+    def _each(
+        self, batches: Iterator[tuple[list[pipeline.ImageFile], dict[str, np.ndarray]]], step: Callable[[Any], Any]
+    ) -> Iterator[tuple[pipeline.ImageFile, dict[str, np.ndarray]]]:
+        for files, batch in batches:
+            said = step(batch)
+            for i, file in enumerate(files):
+                yield file, {name: value[i] for name, value in said.items()}
 
     def batches(
         self, sources: Sequence[Path | Picture]
@@ -147,34 +210,43 @@ class Model:
 
     def run(self, step: Step, batch: dict[str, np.ndarray]) -> Any:
         """`step` (compiled; parameters, statistics, batch) on all devices; what it returns, on the host."""
-        return jax.device_get(step(*self._variables, parallel.shard_batch(batch, self._trained.mesh)))
+        return jax.device_get(step(*self.variables, parallel.shard_batch(batch, self._trained.mesh)))
 
     def _predict(
-        self, sources: Sequence[Path | Picture], names: Sequence[str], threshold: float | None
+        self,
+        sources: Sequence[Path | Picture],
+        names: Sequence[str],
+        *,
+        mark_unknown: bool,
+        fast: bool,
+        gate: float | None,
+        top: int,
     ) -> Iterator[Prediction]:
-        name = iter(names)
-        for rows, batch in self.batches(sources):
-            said = self.run(self._step, batch)
-            if not all(np.all(np.isfinite(said[view])) for view in self.views):
-                raise FloatingPointError("the model's probabilities are not numbers: its training went wrong")
-            for i, row in enumerate(rows):
-                yield self._prediction(next(name), row, {key: value[i] for key, value in said.items()}, threshold)
+        self.check_gate(fast=fast, gate=gate)
+        threshold = self.threshold(fast=fast, gate=gate) if mark_unknown else None
+        said = self.said(sources, fast=fast, gate=gate)
+        return (
+            self._prediction(name, file, values, threshold, top)
+            for name, (file, values) in zip(names, said, strict=True)
+        )
 
     def _prediction(
-        self, name: str, row: pipeline.ImageFile, said: dict[str, np.ndarray], threshold: float | None
+        self, name: str, file: pipeline.ImageFile, said: dict[str, np.ndarray], threshold: float | None, count: int
     ) -> Prediction:
-        if row.error is not None:
-            return Prediction(name, error=row.error)
+        if file.error is not None:
+            return Prediction(name, error=file.error)
         top = {}
         for view in self.views:
-            order = np.argsort(-said[view], kind="stable")[:TOP]
-            top[view] = [(self.class_names[label], float(said[view][label])) for label in order]
+            if view in said:
+                order = np.argsort(-said[view], kind="stable")[:count]
+                top[view] = [(self.class_names[label], float(said[view][label])) for label in order]
         box = None
         if "box" in said:
             ymin, xmin, ymax, xmax = (float(value) for value in said["box"])
-            box = (xmin * row.width, ymin * row.height, xmax * row.width, ymax * row.height)
-        unknown = None if threshold is None else bool(np.max(said[self.views[-1]]) < threshold)
-        return Prediction(name, top=top, box=box, attention=said.get("attention"), unknown=unknown)
+            box = (xmin * file.width, ymin * file.height, xmax * file.width, ymax * file.height)
+        unknown = None if threshold is None else bool(np.max(said[answer_of(said)]) < threshold)
+        looks = 2 if "fine" in said else 1
+        return Prediction(name, top=top, box=box, attention=said.get("attention"), unknown=unknown, looks=looks)
 
 
 def _source(given: Any, name: str) -> Path | Picture:

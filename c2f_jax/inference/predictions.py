@@ -1,8 +1,9 @@
-"""Predictions for people and spreadsheets: a CSV file and pictures with heat and box."""
+"""Predictions for people and programs: a CSV file or JSON lines, and pictures with heat and box."""
 
-import csv
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from c2f_jax.data.images import decode
 from c2f_jax.errors import UserError
 from c2f_jax.inference.predict import TOP, Model, Prediction, list_images
+from c2f_jax.inference.resumable import csv_lines, json_lines, resuming
+from c2f_jax.runs import spreadsheets
 from c2f_jax.runs.workdir import check_writable
 from c2f_jax.runs.writers import track
 
@@ -17,70 +20,144 @@ OVERLAY_SIDE = 448  # pixels, of the longer side of each panel
 MARGIN = 6
 FRAME = (255, 209, 102)
 INK = (32, 32, 32)
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+def check_output(output: Path) -> None:
+    """Raises UserError if `predict_folder` would overwrite it, or if it is called like another kind of file."""
+    if output.suffix.lower() == ".json":
+        raise UserError(f"--output: {output}: a file with an object per line is called {output.stem}.jsonl")
+    if output.exists():
+        raise UserError(f"--output: {output} exists; choose another name, or move it away")
 
 
 def predict_folder(
-    model: Model, images: Path, output: Path, overlays: Path | None, *, mark_unknown: bool = False
+    model: Model,
+    images: Path,
+    output: Path,
+    overlays: Path | None,
+    *,
+    mark_unknown: bool = False,
+    fast: bool = False,
+    gate: float | None = None,
+    top: int = TOP,
 ) -> int:
-    """Predicts every image below `images` into the CSV file `output`; returns how many could not be read.
+    """Predicts every image below `images` into the file `output`; returns how many could not be read.
+
+    Killed and called again it goes on: what has been predicted is not predicted again.
 
     Args:
         model: from `load_model`.
         images: a folder, or an image file.
-        output: CSV file, one row per image; see `header`. Appears when it is complete.
+        output: with the suffix .jsonl or .ndjson JSON lines, see `as_object`; otherwise CSV, one row per image, see
+            `header`. Appears when it is complete, see `resumable`.
         overlays: folder for one picture per image at the same path with .png added, or None.
         mark_unknown: say of each image whether it is none of the classes.
+        fast, gate, top: see `Model.predict`.
 
     Raises:
         UserError: if there is no image, no threshold for unknown ones where they are to be marked, or `output` or
             `overlays` would overwrite something.
     """
-    if output.exists():
-        raise UserError(f"--output: {output} exists; choose another name, or move it away")
-    if overlays is not None and overlays.exists() and (not overlays.is_dir() or any(overlays.iterdir())):
-        raise UserError(f"--overlays: {overlays} exists and is not an empty folder; choose another")
+    check_output(output)
     root, names = list_images(images)
-    predictions = model.predict(images, mark_unknown=mark_unknown)
+    model.check_gate(fast=fast, gate=gate)
+    if mark_unknown:
+        model.threshold(fast=fast, gate=gate)
+    going_on = output.with_name(output.name + ".part").exists()
+    if (
+        overlays is not None
+        and overlays.exists()
+        and (not overlays.is_dir() or (any(overlays.iterdir()) and not going_on))
+    ):
+        raise UserError(f"--overlays: {overlays} exists and is not an empty folder; choose another")
     check_writable("--output", output.parent)
     if overlays is not None:
         check_writable("--overlays", overlays)
-    partial_output = output.with_name(output.name + ".part")
-    unreadable = 0
-    with partial_output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header(model.views, unknown=mark_unknown))
-        for prediction in track(predictions, total=len(names), what="predict"):
-            writer.writerow(row(prediction, model.views, unknown=mark_unknown))
-            unreadable += prediction.error is not None
+    command = {
+        "run": str(model.workdir.expanduser().resolve()),
+        "step": model.step,
+        "images": str(root.resolve()),
+        "overlays": None if overlays is None else str(overlays.resolve()),
+        **{"unknown": mark_unknown, "fast": fast, "gate": gate, "top": top},
+        "fusion": None if model.fusion is None else list(model.fusion),
+    }
+    views = model.views_by(fast=fast)
+    if output.suffix.lower() in JSON_LINES:
+        first_line, line_of, lines = "", as_line, json_lines
+        key_of: Any = str
+    else:
+        columns = header(views, unknown=mark_unknown, looks=gate is not None, top=top)
+        first_line, lines, key_of = spreadsheets.line(columns), csv_lines, spreadsheets.text
+
+        def line_of(prediction: Prediction) -> str:
+            return spreadsheets.line(row(prediction, views, unknown=mark_unknown, looks=gate is not None, top=top))
+
+    with resuming(output, command, lines, first_line) as rows:
+        done, unreadable = {file for file, _ in rows.done}, sum(error for _, error in rows.done)
+        left = [name for name in names if key_of(name) not in done]
+        if done:
+            print(f"going on: {len(names) - len(left)} of {len(names)} images are done")
+        found = model.predict_below(root, left, mark_unknown=mark_unknown, fast=fast, gate=gate, top=top)
+        for prediction in track(found, total=len(left), what="predict"):
             if overlays is not None and prediction.error is None:
                 path = overlays / f"{prediction.file}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 overlay(decode(root / prediction.file), prediction).save(path)
-    partial_output.replace(output)
+            rows.write(line_of(prediction))
+            unreadable += prediction.error is not None
     return unreadable
 
 
-def header(views: Sequence[str], *, unknown: bool = False) -> list[str]:
-    """Columns: file, for each view five classes with probabilities, box in pixels, unknown if asked, and an error."""
+def header(views: Sequence[str], *, unknown: bool = False, looks: bool = False, top: int = TOP) -> list[str]:
+    """Columns: file, for each view `top` classes with probabilities, box in pixels, unknown and number of looks if
+    asked, and an error."""
     columns = ["file"]
-    for view in reversed(views):  # the fused answer first
-        for place in range(1, TOP + 1):
+    for view in reversed(views):  # the answer first
+        for place in range(1, top + 1):
             columns += [f"{view}_{place}", f"{view}_{place}_probability"]
     columns += ["box_xmin", "box_ymin", "box_xmax", "box_ymax"]
-    return [*columns, *(["unknown"] if unknown else []), "error"]
+    return [*columns, *(["unknown"] if unknown else []), *(["looks"] if looks else []), "error"]
 
 
-def row(prediction: Prediction, views: Sequence[str], *, unknown: bool = False) -> list[str]:
-    """One image's fields, empty where there is nothing to say."""
-    fields = [prediction.file]
+def row(
+    prediction: Prediction, views: Sequence[str], *, unknown: bool = False, looks: bool = False, top: int = TOP
+) -> list[str]:
+    """One image's fields, empty where there is nothing to say; text as `spreadsheets.text`."""
+    fields = [spreadsheets.text(prediction.file)]
     for view in reversed(views):
-        for place in range(TOP):
+        for place in range(top):
             entry = prediction.top.get(view, [])[place : place + 1]
-            fields += [entry[0][0], f"{entry[0][1]:.4f}"] if entry else ["", ""]
+            fields += [spreadsheets.text(entry[0][0]), f"{entry[0][1]:.4f}"] if entry else ["", ""]
     fields += [f"{value:.1f}" for value in prediction.box] if prediction.box is not None else [""] * 4
     if unknown:
         fields.append("" if prediction.unknown is None else "yes" if prediction.unknown else "no")
-    return [*fields, prediction.error or ""]
+    if looks:
+        fields.append(str(prediction.looks or ""))
+    return [*fields, spreadsheets.text(prediction.error or "")]
+
+
+def as_object(prediction: Prediction) -> dict[str, Any]:
+    """One image as JSON has it: `file`; `class` and `probability`, the answer; `top`, by view; `box` in pixels;
+    `looks`; `unknown` if asked; `error`. None where there is nothing to say."""
+    names = ("xmin", "ymin", "xmax", "ymax")
+    said: dict[str, Any] = {"file": prediction.file, "class": None, "probability": None}
+    if prediction.error is None:
+        said["class"], said["probability"] = prediction.best
+    said["top"] = {
+        view: [{"class": name, "probability": value} for name, value in entries]
+        for view, entries in reversed(prediction.top.items())
+    }
+    said["box"] = None if prediction.box is None else dict(zip(names, prediction.box, strict=True))
+    said["looks"] = prediction.looks
+    if prediction.unknown is not None:
+        said["unknown"] = prediction.unknown
+    return {**said, "error": prediction.error}
+
+
+def as_line(prediction: Prediction) -> str:
+    """`as_object` as a line; what has no code in UTF-8 is spelled as JSON spells it."""
+    return json.dumps(as_object(prediction), allow_nan=False) + "\n"
 
 
 def overlay(image: np.ndarray, prediction: Prediction) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Published weights, in PyTorch's layout under torchvision's or timm's names, as variables of a backbone.
+"""Published weights, in PyTorch's layout under torchvision's or timm's names, as variables of a backbone, and back.
 
 A file of weights is a flat dictionary of arrays in the safetensors format. For ResNets torchvision's names and timm's
 coincide; for EfficientNet-Lite they are timm's.
@@ -15,12 +15,13 @@ import numpy as np
 from flax import traverse_util
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from c2f_jax.errors import UserError
 
-# What a file may hold beyond the backbone: its classifier, and PyTorch's count of batches, which no rule here needs.
-_LEFT_OVER = re.compile(r"(classifier|fc)\.\w+|.*\.num_batches_tracked")
+OURS = "c2f"  # before the keys of what no published backbone has, in files of `save_weights`
+# What a file may hold beyond the backbone: its classifier, PyTorch's count of batches, which no rule here needs; ours.
+_LEFT_OVER = re.compile(rf"(classifier|fc)\.\w+|.*\.num_batches_tracked|{OURS}\..*")
 _LEAVES = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -34,7 +35,8 @@ _LISTED = 8
 def load_pretrained(source: str, backbone_name: str, variables: dict[str, Any]) -> dict[str, Any]:
     """The backbone's variables with every value taken from a file of published weights.
 
-    The file's classifier (`classifier.*`, `fc.*`) and `num_batches_tracked` are left out; everything else must fit.
+    The file's classifier (`classifier.*`, `fc.*`), `num_batches_tracked` and what `save_weights` put beside a backbone
+    (`c2f.*`) are left out; everything else must fit.
 
     Args:
         source: path of a `.safetensors` file, or a model of the Hugging Face hub, see `read_weights`.
@@ -77,6 +79,31 @@ def load_pretrained(source: str, backbone_name: str, variables: dict[str, Any]) 
     if problems:
         raise UserError(f"the weights {source} are not those of {backbone_name}; {'; '.join(problems)}")
     return traverse_util.unflatten_dict(loaded)
+
+
+def save_weights(path: Path, params: dict[str, Any], batch_stats: dict[str, Any]) -> None:
+    """All variables of a network as a safetensors file, which `load_pretrained` takes for its backbone.
+
+    The backbone has its published names and PyTorch's layout, with the first look's batch statistics. All else is under
+    `c2f.` and its path here, in the layout it has here: `c2f.params.head.kernel`, `c2f.batch_stats.fine.backbone...`.
+
+    Args:
+        path: of the file.
+        params: of the network, {"backbone": ..., ...}.
+        batch_stats: {"coarse": {"backbone": ..., ...}, "fine": ...} of it.
+    """
+    backbone = {"params": params["backbone"], "batch_stats": batch_stats["coarse"]["backbone"]}
+    weights = {}
+    for place, value in traverse_util.flatten_dict(backbone).items():
+        value = np.asarray(value)
+        if place[-1] == "kernel" and value.ndim == 4:
+            value = value.transpose(3, 2, 0, 1)  # HWIO to OIHW
+        weights[_torch_key(place)] = np.ascontiguousarray(value)
+    everything = traverse_util.flatten_dict({"params": params, "batch_stats": batch_stats})
+    for place, value in everything.items():
+        if place[:2] != ("params", "backbone") and place[:3] != ("batch_stats", "coarse", "backbone"):
+            weights[".".join((OURS, *place))] = np.ascontiguousarray(value)
+    save_file(weights, path)
 
 
 def read_weights(source: str) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from c2f_jax.errors import UserError
-from c2f_jax.evaluation.fusion import Fusion, calibrated_scores, figures, fit, gate_curve
+from c2f_jax.evaluation.fusion import Fusion, calibrated_scores, figures, fit
 from c2f_jax.evaluation.scores import Scores
 from c2f_jax.runs.workdir import write_json
 
@@ -48,24 +48,6 @@ def fitted(validation: Scores, *, step: int) -> dict[str, Any]:
 def answers_of(found: Mapping[str, Any]) -> Fusion | None:
     """What `fitted` returned, as it is applied; None if there was nothing to fit it on."""
     return None if found["fitted_on"] == NOTHING else Fusion(*(float(found[name]) for name in Fusion._fields))
-
-
-def calibrated_figures(scores: Scores, fusion: Fusion | None) -> dict[str, float]:
-    """The classification figures of the answers that `fusion` makes of the looks, by view; none if it is None."""
-    if fusion is None:
-        return {}
-    return {
-        f"{view}/{name}": value
-        for view, values in calibrated_scores(scores, fusion).items()
-        for name, value in figures(values, scores.labels).items()
-    }
-
-
-def gate(fusion: Fusion | None, **parts: Scores) -> dict[str, Any]:
-    """`gate`: by part, its curve; nothing of one look, or where nothing was fitted."""
-    if fusion is None or not all("fine" in part.values for part in parts.values()):
-        return {}
-    return {"gate": {name: gate_curve(part, fusion) for name, part in parts.items()}}
 
 
 def write(workdir: Path, found: Mapping[str, Any]) -> None:

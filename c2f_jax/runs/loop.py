@@ -21,7 +21,7 @@ from c2f_jax.evaluation.evaluate import evaluate, metric_sums
 from c2f_jax.evaluation.fusion import Fusion
 from c2f_jax.evaluation.pictures import save_sheet
 from c2f_jax.evaluation.scores import Scores, batch_scores, joined
-from c2f_jax.runs import fusion, none_of_these, parallel, processes
+from c2f_jax.runs import fusion, none_of_these, outcome, parallel, processes
 from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits, raw_images
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
 from c2f_jax.runs.held_out import changed_test_part, check_test_part, remember_test_part
@@ -52,8 +52,8 @@ def train_and_evaluate(config: Any, workdir: str | Path, *, interruption: Interr
     Args:
         config: all fields of `configs/default.py`.
         workdir: holds `config.json`, `class_names.json`, `metrics.jsonl`, `results.json`, `samples.png`, `train.lock`
-            `fusion.json` and `checkpoints/` in the end; with a validation part `unknown.json`, of photos
-            `test_part.json`.
+            `fusion.json`, `confusion.csv`, `per_class.csv` and `checkpoints/` in the end; with a validation part
+            `unknown.json`, of photos `test_part.json`.
         interruption: notes signals; the run then stops after a step, saved, in all processes at the same one.
 
     Returns:
@@ -252,14 +252,12 @@ def _train(
         raise Interrupted(
             asked.signal, f"stopped, saved at step {total} of {total}; the same command evaluates the test part"
         ) from None
-    validation = seen.get(total, joined([]))
-    fitted = fusion.fitted(validation, step=total)
-    answers = fusion.answers_of(fitted)
-    test |= fusion.calibrated_figures(scores, answers)
+    groups = getattr(run.splits.test, "groups", None)
+    found = outcome.of_run(seen.get(total, joined([])), scores, groups=groups, step=total)
+    test |= found.figures
     results = {
         **test,
-        "fusion": {name: fitted[name] for name in (*Fusion._fields, "fitted_on", "images")},
-        **fusion.gate(answers, validation=validation, test=scores),
+        **found.results,
         "step": total,
         "method": config.method,
         "seed": config.seed,
@@ -272,17 +270,12 @@ def _train(
     if first:
         log.write(step=total, stage=stages[-1].name, split="test", metrics=test)
         write_json(workdir / "results.json", results)
-        fusion.write(workdir, fitted)
-        if answers is not None:
-            unknown = none_of_these.fit(validation, scores, fusion=answers, step=total)
-            none_of_these.write(workdir, unknown)
+        found.write(workdir, run.splits.class_names)
         interruption.defer(False)
         _draw_sheet(run, final, workdir / "samples.png")
         _tell_test(config, f"{config.dataset.name}, test, {config.method}", test)
-        print(fusion.told(fitted))
-        if answers is not None:
-            for part in ("validation", "test"):
-                print(none_of_these.told(unknown[part], unknown["threshold"], f"{part}, none of these"))
+        for line in found.told():
+            print(line)
         print(f"{results['seconds']:.0f} s; {workdir / 'results.json'}, {workdir / 'samples.png'}")
     return results
 
@@ -320,7 +313,7 @@ def evaluate_checkpoint(config: Any, workdir: str | Path, *, tell_unknown: bool 
     program = _eval_program(trained.task, trained.mesh)
     metrics, scores = _evaluated(program, model["params"], model["batch_stats"], batches)
     answers = fusion.read(workdir, step)
-    metrics |= fusion.calibrated_figures(scores, answers)
+    metrics |= outcome.calibrated_figures(scores, answers)
     if processes.is_first():
         _tell_test(config, f"{config.dataset.name}, test, {config.method}, step {step}", metrics)
         if tell_unknown:

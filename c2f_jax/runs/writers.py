@@ -126,10 +126,10 @@ def print_table(title: str, metrics: Mapping[str, Any]) -> None:
     """The final figures: views in rows, classification metrics in columns; then boxes and attention."""
     columns = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "calibration_error", "loss")
     table = Table(title=title, title_justify="left")
-    table.add_column("view", no_wrap=True)
+    table.add_column("view")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
-    for view in ("coarse", "fine", "fused", "calibrated_coarse", "calibrated"):
+    for view in ("coarse", "fine", "fused", "calibrated_coarse", "calibrated", "gated"):
         if f"{view}/loss" in metrics:
             values = [metrics[f"{view}/{column}"] for column in columns]
             table.add_row(view.replace("_", " "), *(f"{value:.2%}" for value in values[:-1]), f"{values[-1]:.4f}")

@@ -143,5 +143,5 @@ def test_prediction_runs_on_all_devices(finished):
     batch = {"image": np.zeros((8, 192, 192, 3), np.uint8), "window": np.zeros((8, 4), np.float32)}
     from c2f_jax.runs import parallel
 
-    said = model._step(*model._variables, parallel.shard_batch(batch, model._trained.mesh))
+    said = model._step(*model.variables, parallel.shard_batch(batch, model._trained.mesh))
     assert len(said["fused"].sharding.device_set) == 4
