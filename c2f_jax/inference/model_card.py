@@ -29,6 +29,10 @@ DATA = {
         "The data set is for non-commercial research and education; its photos belong to their authors. Some of its "
         "photos are in ImageNet, so that figures from ImageNet weights are a little flattered.",
     ),
+    "deep_pcb": (
+        "DeepPCB (Tang et al., arXiv:1902.06197): bare circuit boards with one of six kinds of defect.",
+        "The data set is under the MIT licence.",
+    ),
     "folder": (
         "Photos of the owner's own.",
         "The terms under which these photos may be used are known to whoever trained the model: state them here before "
