@@ -58,6 +58,11 @@ class Defects:
         """The photo of each example, str [N]: examples of one photo show the same board."""
         return np.array([defect.name.rpartition("#")[0] for defect in self._defects])
 
+    @property
+    def groups(self) -> list[str]:
+        """`boards`, as other sources call what belongs together."""
+        return [str(board) for board in self.boards]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
