@@ -1,21 +1,24 @@
 """Which classes are taken for which: tables for people and spreadsheets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 Z = 1.959964  # of a two-sided interval of 95 %
 
 
-def confusion(answers: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """How many images of each class (row) are taken for each class (column), int [C, C].
+def confusion(answers: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[np.ndarray]:
+    """Class by class, how many of its images are taken for each class, int [C]: the rows of the confusion matrix.
 
     Args:
         answers: predicted labels, int [N].
         labels: true ones, int [N].
         classes: C.
     """
-    return np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes)
+    order = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(classes + 1))
+    for start, end in zip(ends[:-1], ends[1:], strict=True):
+        yield np.bincount(answers[order[start:end]], minlength=classes)
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -31,10 +34,11 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-def confusion_table(matrix: np.ndarray, class_names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of a matrix of `confusion`: true classes in rows, what they are taken for in columns."""
-    rows = [[name, *map(str, counts)] for name, counts in zip(class_names, matrix.tolist(), strict=True)]
-    return ["class", *class_names], rows
+def confusion_rows(answers: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Iterator[list[str]]:
+    """The confusion matrix with a header: true classes in rows, what they are taken for in columns."""
+    yield ["class", *class_names]
+    for name, counts in zip(class_names, confusion(answers, labels, len(class_names)), strict=True):
+        yield [name, *map(str, counts.tolist())]
 
 
 PER_CLASS = (
@@ -43,21 +47,19 @@ PER_CLASS = (
 )
 
 
-def per_class_table(matrix: np.ndarray, class_names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) by class of a matrix of `confusion`; empty where there is nothing to count.
+def per_class_rows(answers: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Iterator[list[str]]:
+    """A row a class, with a header; empty where there is nothing to count.
 
     `accuracy` is the share of the class's images that are right, with its 95 % interval (Wilson's); `predicted` how
     many images are taken for it, and `precision` the share of those that are right.
     """
-    rows = []
-    for label, name in enumerate(class_names):
-        right, images, predicted = (int(n) for n in (matrix[label, label], matrix[label].sum(), matrix[:, label].sum()))
-        fields = [name, str(images), str(right)]
+    yield list(PER_CLASS)
+    taken = np.bincount(answers, minlength=len(class_names))
+    for label, counts in enumerate(confusion(answers, labels, len(class_names))):
+        right, images, predicted = int(counts[label]), int(counts.sum()), int(taken[label])
+        fields = [class_names[label], str(images), str(right)]
         fields += [f"{value:.4f}" for value in (right / images, *wilson(right, images))] if images else [""] * 3
         fields += [str(predicted), f"{right / predicted:.4f}" if predicted else ""]
-        wrong = matrix[label].copy()
-        wrong[label] = 0
-        other = int(wrong.argmax())
-        fields += [class_names[other], str(int(wrong[other]))] if wrong[other] else ["", ""]
-        rows.append(fields)
-    return list(PER_CLASS), rows
+        counts[label] = 0
+        other = int(counts.argmax())
+        yield [*fields, *([class_names[other], str(int(counts[other]))] if counts[other] else ["", ""])]

@@ -1,6 +1,6 @@
 """A finished run measured on other labelled photos: all of a tree or table, whatever parts it has."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 from itertools import islice
@@ -16,10 +16,10 @@ from c2f_jax.data.pipeline import ImageFile
 from c2f_jax.errors import UserError
 from c2f_jax.evaluation.confidence import kept
 from c2f_jax.evaluation.evaluate import metric_sums
-from c2f_jax.evaluation.fusion import calibrated, figures, right_answers
-from c2f_jax.evaluation.intervals import bootstrap
+from c2f_jax.evaluation.fusion import calibrated, right_answers
+from c2f_jax.evaluation.intervals import Judged, bootstrap, figures_of, judge, together
 from c2f_jax.evaluation.metrics import Sums, finalise, merge
-from c2f_jax.evaluation.scores import Scores, batch_scores
+from c2f_jax.evaluation.scores import batch_scores
 from c2f_jax.inference.predict import Model, answer_of
 from c2f_jax.runs import outcome, spreadsheets
 from c2f_jax.runs.none_of_these import told
@@ -38,6 +38,7 @@ def check_outputs(output: Path) -> tuple[Path, Path, Path, Path]:
     Raises:
         UserError: if one of them exists, or they cannot be written.
     """
+    output = output.resolve() if output.name in ("", "..") else output  # "." has no name to add a suffix to
     stem = output.with_suffix("") if output.suffix in (".json", ".csv") else output
     summary, table, confused, per_class = (
         stem.with_name(f"{stem.name}.{name}") for name in ("json", "csv", outcome.CONFUSION, outcome.PER_CLASS)
@@ -90,7 +91,8 @@ def evaluate_photos(
     views, gated = model.views_by(fast=fast), gate is not None
     rows: list[list[str]] = []
     errors: dict[str, str] = {}
-    said: list[dict[str, np.ndarray]] = []  # log probabilities [C] by view, of each photo that can be read
+    seen: dict[str, list[Judged]] = defaultdict(list)  # by view
+    twice = 0
     sums: list[Sums] = []
     if fast or gated:
         looked = _by_answers(model, found.root, items, fast=fast, gate=gate)
@@ -100,34 +102,34 @@ def evaluate_photos(
         rows.append(row(item, error, values, views, model.class_names, threshold, looks=gated))
         if error is not None:
             errors[item.path] = error
-        else:
-            said.append(values)
+            continue
+        twice += "fine" in values
+        if gated:
+            values = {"coarse": values["coarse"], "gated": values[answer_of(values)]}
+        label = np.array([model.class_names.index(item.label)])
+        for view, of_view in values.items():
+            if np.isnan(of_view).any():
+                raise FloatingPointError(f"the evaluation is not finite: {view} of {item.path}")
+            seen[view].append(judge(of_view[None], label))
     for line in checking.unreadable_lines({item.path: _verdict(item.path, errors) for item in items}):
         print(line)
     if len(errors) == len(items):
         first = min(errors)
         raise UserError(f"{place}: none of the {len(items)} images can be read; the first is {first} ({errors[first]})")
-    labels = np.array([model.class_names.index(item.label) for item in items if item.path not in errors], np.int32)
-    answers = np.stack([values[answer_of(values)] for values in said])
-    scores = {view: np.stack([values[view] for values in said]) for view in views if all(view in one for one in said)}
-    if gated:
-        scores = {"coarse": scores["coarse"], "gated": answers}
-    elif not fast:
-        scores = outcome.views(
-            Scores({view: scores[view] for view in views if view != "calibrated"}, labels), model.fusion
-        )
+    judged = {view: together(parts) for view, parts in seen.items()}
     metrics = finalise(reduce(merge, sums)) if sums else {}
-    for view, of_view in scores.items():
-        metrics |= {f"{view}/{name}": value for name, value in figures(of_view, labels).items()}
+    for view, images in judged.items():
+        metrics |= {f"{view}/{name}": value for name, value in figures_of(images).items()}
     broken = [name for name, value in metrics.items() if not np.isfinite(value)]
     if broken:
         raise FloatingPointError(f"the evaluation is not finite: {', '.join(broken)}")
     counts = Counter(item.label for item in items if item.path not in errors)
+    answers = judged["gated" if gated else views[-1]]
     readable = [item for item in items if item.path not in errors]
     results = {
         **metrics,
-        "intervals": bootstrap(scores, labels, _groups(readable, model.config.dataset.group_by)),
-        "images": len(said),
+        "intervals": bootstrap(judged, _groups(readable, model.config.dataset.group_by)),
+        "images": len(readable),
         "unreadable": len(errors),
         "classes": len(counts),
         "images_by_class": dict(sorted(counts.items())),
@@ -137,17 +139,16 @@ def evaluate_photos(
         "step": model.step,
         "method": model.config.method,
         **({"fast": True} if fast else {}),
-        **({"gate": gate, "second_looks": float(np.mean(["fine" in one for one in said]))} if gated else {}),
+        **({"gate": gate, "second_looks": twice / len(readable)} if gated else {}),
     }
     if threshold is not None:
-        sure = np.exp(answers.max(axis=-1).astype(np.float64))
-        results["unknown"] = {"threshold": threshold, **kept(sure, right_answers(answers, labels), threshold)}
-    spreadsheets.write(table, header(views, threshold, looks=gated), rows)
-    outcome.write_classes(answers.argmax(axis=-1), labels, model.class_names, *tables)
+        results["unknown"] = {"threshold": threshold, **kept(answers.confidence, answers.others < 1, threshold)}
+    spreadsheets.write(table, [header(views, threshold, looks=gated), *rows])
+    outcome.write_classes(answers.predicted, answers.labels, model.class_names, *tables)
     write_json(summary, results)
     print_table(f"{place}, {model.config.method}, step {model.step}", metrics)
     print(
-        f"{len(said)} images of {len(counts)} of the run's {len(model.class_names)} classes"
+        f"{len(readable)} images of {len(counts)} of the run's {len(model.class_names)} classes"
         + (f"; {len(errors)} unreadable" if errors else "")
         + (f"; {results['second_looks']:.0%} looked at again" if gated else "")
     )
@@ -178,6 +179,8 @@ def _by_both_looks(model: Model, place: Path, root: Path, items: Sequence[listin
         values = {view: scores[view] for view in model.views if view in scores}
         if model.fusion is not None:
             values["calibrated"] = np.asarray(calibrated(values, model.fusion))
+            if "fine" in values:
+                values["calibrated_coarse"] = np.asarray(calibrated({"coarse": values["coarse"]}, model.fusion))
         for i, file in enumerate(files):
             yield file.error, {view: value[i] for view, value in values.items()}
 

@@ -4,11 +4,11 @@ Both programs take raw images and give the probabilities of every view and the b
 what the classes are called and how a photo becomes a raw image.
 """
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -55,6 +55,7 @@ def export_run(workdir: Path, config: Any, output: Path) -> None:
                 f"--mode export needs the package {package}, for {what}: pip install {' '.join(PACKAGES)} "
                 "(the extra export of c2f-jax)"
             )
+    output = output.resolve()  # "." has no name, and is a folder all the same
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output: {output} exists and is not an empty folder; choose another")
     check_writable("--output", output.parent)
@@ -65,17 +66,18 @@ def export_run(workdir: Path, config: Any, output: Path) -> None:
     function = partial(answer, model.task, model.fusion, params, batch_stats)
     size = config.dataset.raw_size
     raw = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    partial_output = output.with_name(output.name + ".part")
-    shutil.rmtree(partial_output, ignore_errors=True)
-    partial_output.mkdir()
-    (partial_output / STABLEHLO).write_bytes(stablehlo(function, raw))
-    (partial_output / ONNX).write_bytes(onnx(function, raw))
-    save_weights(partial_output / WEIGHTS, params, batch_stats)
-    write_json(partial_output / DESCRIPTION, description(model))
-    (partial_output / CARD).write_text(model_card(workdir, config, model.class_names, model.step), encoding="utf-8")
-    if output.exists():
-        output.rmdir()
-    partial_output.replace(output)
+    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as parent:
+        folder = Path(parent) / "model"
+        folder.mkdir()
+        (folder / STABLEHLO).write_bytes(stablehlo(function, raw))
+        (folder / ONNX).write_bytes(onnx(function, raw))
+        save_weights(folder / WEIGHTS, params, batch_stats)
+        write_json(folder / DESCRIPTION, description(model))
+        card = model_card(workdir, config, model.class_names, model.step)
+        (folder / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
+        if output.exists():
+            output.rmdir()
+        folder.replace(output)
     for name in (STABLEHLO, ONNX, WEIGHTS, DESCRIPTION, CARD):
         print(f"{output / name}: {(output / name).stat().st_size / 1e6:.2f} MB")
 

@@ -45,10 +45,11 @@ def model_card(workdir: Path, config: Any, class_names: Sequence[str], step: int
     """Markdown, with the front matter that model hubs read; figures are those of the run's `results.json`."""
     results = _results(workdir, step)
     data, terms = DATA[config.dataset.name]
+    title = _one_line(workdir.resolve().name)
     two = config.method != "baseline"
     lines = [
         *("---", "library_name: jax", "license: other", "tags:", "- image-classification", "- fine-grained", "---", ""),
-        f"# {workdir.resolve().name}",
+        f"# {title}",
         "",
         f"A classifier of photos into {len(class_names)} classes by c2f_jax, method `{config.method}`, "
         f"backbone `{config.model.backbone}`, views of {config.model.view_size} px out of raw images of "
@@ -85,9 +86,14 @@ def model_card(workdir: Path, config: Any, class_names: Sequence[str], step: int
         "",
         "## Classes",
         "",
-        *(f"{label}. {name}" for label, name in enumerate(class_names)),
+        *(f"- {label}: `{_one_line(name)}`" for label, name in enumerate(class_names)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    """Names may hold anything; a line stays a line, and what is quoted stays quoted."""
+    return " ".join(text.split()).replace("`", "'")
 
 
 def _origin(config: Any) -> str:

@@ -60,7 +60,7 @@ def predict_folder(
             `overlays` would overwrite something.
     """
     check_output(output)
-    root, names = list_images(images)
+    root, names = _images(images, overlays)
     model.check_gate(fast=fast, gate=gate)
     if mark_unknown:
         model.threshold(fast=fast, gate=gate)
@@ -107,6 +107,16 @@ def predict_folder(
             rows.write(line_of(prediction))
             unreadable += prediction.error is not None
     return unreadable
+
+
+def _images(images: Path, overlays: Path | None) -> tuple[Path, list[str]]:
+    """`list_images`, without the pictures that an earlier start has put into a folder among them."""
+    root, names = list_images(images)
+    inside = overlays is not None and overlays.resolve().is_relative_to(root.resolve())
+    if overlays is None or not inside:
+        return root, names
+    made = overlays.resolve().relative_to(root.resolve()).parts
+    return root, [name for name in names if Path(name).parts[: len(made)] != made]
 
 
 def header(views: Sequence[str], *, unknown: bool = False, looks: bool = False, top: int = TOP) -> list[str]:

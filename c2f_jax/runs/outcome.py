@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from c2f_jax.evaluation.classes import confusion, confusion_table, per_class_table
+from c2f_jax.evaluation.classes import confusion_rows, per_class_rows
 from c2f_jax.evaluation.fusion import Fusion, calibrated_scores, figures, gate_curve
-from c2f_jax.evaluation.intervals import bootstrap
+from c2f_jax.evaluation.intervals import bootstrap, judge
 from c2f_jax.evaluation.scores import Scores
 from c2f_jax.runs import fusion, none_of_these, spreadsheets
 
@@ -99,7 +99,7 @@ def calibrated_figures(scores: Scores, how: Fusion | None) -> dict[str, float]:
 
 def intervals(scores: Scores, how: Fusion | None, groups: Sequence[str] | None = None) -> dict[str, Any]:
     """`evaluation.intervals.bootstrap` of all views' figures. groups: of each image, where they are known."""
-    return bootstrap(views(scores, how), scores.labels, groups)
+    return bootstrap({view: judge(values, scores.labels) for view, values in views(scores, how).items()}, groups)
 
 
 def gate(how: Fusion | None, **parts: Scores) -> dict[str, Any]:
@@ -118,9 +118,8 @@ def write_classes(
         answers: predicted labels, int [N].
         labels: true ones, int [N].
         class_names: by label.
-        confused: the file of `evaluation.classes.confusion_table`.
-        per_class: that of `per_class_table`.
+        confused: the file of `evaluation.classes.confusion_rows`.
+        per_class: that of `per_class_rows`.
     """
-    matrix = confusion(answers, labels, len(class_names))
-    spreadsheets.write(confused, *confusion_table(matrix, class_names))
-    spreadsheets.write(per_class, *per_class_table(matrix, class_names))
+    spreadsheets.write(confused, confusion_rows(answers, labels, class_names))
+    spreadsheets.write(per_class, per_class_rows(answers, labels, class_names))

@@ -29,10 +29,10 @@ def line(fields: Sequence[str]) -> str:
     return buffer.getvalue()
 
 
-def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def write(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """A whole table, every cell as `text`; it appears when it is complete."""
     partial = path.with_name(path.name + ".part")
     with partial.open("w", **FORMAT) as file:  # type: ignore[call-overload]
-        for fields in (header, *rows):
+        for fields in rows:
             file.write(line([text(field) for field in fields]))
     partial.replace(path)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from c2f_jax.evaluation.classes import PER_CLASS, confusion, confusion_table, per_class_table, wilson
+from c2f_jax.evaluation.classes import PER_CLASS, confusion, confusion_rows, per_class_rows, wilson
 from c2f_jax.evaluation.fusion import figures
-from c2f_jax.evaluation.intervals import _Images, bootstrap
+from c2f_jax.evaluation.intervals import bootstrap, figures_of, judge, together
 
 
 def drawn(count, classes=4, seed=0):
@@ -23,13 +23,15 @@ def test_figures_of_weighted_images_are_those_of_images_written_out(classes):
     values[:7] = np.log(1 / classes)  # ties
     weights = np.random.default_rng(1).integers(4, size=60)
     expected = figures(np.repeat(values, weights, axis=0), np.repeat(labels, weights))
-    assert _Images(values, labels).figures(weights.astype(float)) == pytest.approx(expected, abs=1e-5)
+    parts = together([judge(values[:20], labels[:20]), judge(values[20:], labels[20:])])
+    assert figures_of(parts, weights.astype(float)) == pytest.approx(expected, abs=1e-5)
+    assert figures_of(parts) == pytest.approx(figures(values, labels), abs=1e-5)
 
 
 def test_an_interval_of_a_share_is_as_wide_as_theory_has_it():
     values, labels = drawn(2000)
     accuracy = figures(values, labels)["top_1_accuracy"]
-    found = bootstrap({"coarse": values}, labels)
+    found = bootstrap({"coarse": judge(values, labels)})
     low, high = found["of"]["coarse/top_1_accuracy"]
     deviation = np.sqrt(accuracy * (1 - accuracy) / 2000)
     assert (low, high) == pytest.approx(
@@ -40,16 +42,17 @@ def test_an_interval_of_a_share_is_as_wide_as_theory_has_it():
         f"coarse/{name}"
         for name in ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "loss", "calibration_error")
     }
-    assert bootstrap({"coarse": values}, labels) == found
+    assert bootstrap({"coarse": judge(values, labels)}) == found
 
 
 def test_groups_are_drawn_whole():
     """Images in equal tens tell no more than so many tenths of them: the interval is as wide as of one of each."""
     values, labels = drawn(100)
+    tenfold = judge(np.repeat(values, 10, axis=0), np.repeat(labels, 10))
     groups = [f"board {i}" for i in range(100) for _ in range(10)]
-    many = bootstrap({"coarse": np.repeat(values, 10, axis=0)}, np.repeat(labels, 10), groups)
-    alone = bootstrap({"coarse": values}, labels)
-    blind = bootstrap({"coarse": np.repeat(values, 10, axis=0)}, np.repeat(labels, 10))
+    many = bootstrap({"coarse": tenfold}, groups)
+    alone = bootstrap({"coarse": judge(values, labels)})
+    blind = bootstrap({"coarse": tenfold})
 
     def width(found):
         low, high = found["of"]["coarse/top_1_accuracy"]
@@ -60,19 +63,20 @@ def test_groups_are_drawn_whole():
 
 
 def test_nothing_to_draw_from():
-    assert bootstrap({}, np.zeros(0, int))["of"] == {}
+    assert bootstrap({})["of"] == {}
     values, labels = drawn(1)
-    low, high = bootstrap({"coarse": values}, labels)["of"]["coarse/loss"]
+    low, high = bootstrap({"coarse": judge(values, labels)})["of"]["coarse/loss"]
     assert low == high == pytest.approx(-values[0, labels[0]])
 
 
 def test_confusion_by_hand():
-    matrix = confusion(np.array([0, 1, 1, 2, 2, 2]), np.array([0, 0, 1, 2, 0, 2]), 4)
-    assert matrix.tolist() == [[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
+    answers, labels = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 0, 1, 2, 0, 2])
+    rows = [row.tolist() for row in confusion(answers, labels, 4)]
+    assert rows == [[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
     names = ["a", "b", "c", "d"]
-    header, rows = confusion_table(matrix, names)
-    assert header == ["class", *names] and rows[0] == ["a", "1", "1", "1", "0"]
-    header, rows = per_class_table(matrix, names)
+    header, first, *_ = confusion_rows(answers, labels, names)
+    assert header == ["class", *names] and first == ["a", "1", "1", "1", "0"]
+    header, *rows = per_class_rows(answers, labels, names)
     assert tuple(header) == PER_CLASS
     by_class = [dict(zip(header, row, strict=True)) for row in rows]
     assert by_class[0] | {"accuracy_low": "", "accuracy_high": ""} == {

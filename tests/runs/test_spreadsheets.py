@@ -25,7 +25,7 @@ from c2f_jax.runs import spreadsheets
 )
 def test_formulas_are_defused(tmp_path, text):
     assert spreadsheets.text(text) == f"'{text}"
-    spreadsheets.write(tmp_path / "a.csv", [text, "b"], [[text, "plain"]])
+    spreadsheets.write(tmp_path / "a.csv", [[text, "b"], [text, "plain"]])
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [[f"'{text}", "b"], [f"'{text}", "plain"]]
 
@@ -37,5 +37,5 @@ def test_other_text_is_as_it_was(text):
 
 def test_names_of_any_bytes_can_be_written(tmp_path):
     name = b"bird-\xff.png".decode("utf-8", "surrogateescape")
-    spreadsheets.write(tmp_path / "a.csv", ["file"], [[name]])
+    spreadsheets.write(tmp_path / "a.csv", [["file"], [name]])
     assert "bird-\\udcff.png" in (tmp_path / "a.csv").read_text()
