@@ -154,6 +154,19 @@ def test_parts_that_cannot_be_gone_on_with(finished, folder, tmp_path, capsys):
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.slow
+def test_pictures_among_the_images_are_no_images(finished, folder, tmp_path):
+    """Overlays in the folder that is looked at, by a command that goes on: what it has made is not looked at."""
+    images, output = tmp_path / "in", tmp_path / "p.csv"
+    shutil.copytree(folder, images)
+    command = ["--mode=predict", f"--workdir={finished[0]}", f"--images={images}", f"--output={output}"]
+    command.append(f"--overlays={images / 'pictures'}")
+    assert subprocess.run([sys.executable, "-c", KILLED, *command], check=False).returncode == -signal.SIGKILL
+    assert cli.main(command) == 0
+    assert len(list((images / "pictures").rglob("*.png"))) == COUNT
+    assert len(rows_of(output)) == COUNT + 1
+
+
 def test_rows_survive_an_error_and_other_writers_are_kept_out(tmp_path):
     output, command = tmp_path / "a.csv", {"top": 1}
     with pytest.raises(KeyError), resuming(output, command, csv_lines, "file,error\r\n") as rows:
