@@ -75,9 +75,11 @@ def export_run(workdir: Path, config: Any, output: Path) -> None:
         write_json(folder / DESCRIPTION, description(model))
         card = model_card(workdir, config, model.class_names, model.step)
         (folder / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
-        if output.exists():
-            output.rmdir()
-        folder.replace(output)
+        if output.exists():  # perhaps where somebody stands: it stays the same folder
+            for path in folder.iterdir():
+                path.replace(output / path.name)
+        else:
+            folder.replace(output)
     for name in (STABLEHLO, ONNX, WEIGHTS, DESCRIPTION, CARD):
         print(f"{output / name}: {(output / name).stat().st_size / 1e6:.2f} MB")
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from c2f_jax.errors import UserError
 
@@ -103,7 +103,7 @@ def save_weights(path: Path, params: dict[str, Any], batch_stats: dict[str, Any]
     for place, value in everything.items():
         if place[:2] != ("params", "backbone") and place[:3] != ("batch_stats", "coarse", "backbone"):
             weights[".".join((OURS, *place))] = np.ascontiguousarray(value)
-    save_file(weights, path)
+    path.write_bytes(save(weights))  # `save_file` would keep it from everybody but its owner
 
 
 def read_weights(source: str) -> dict[str, np.ndarray]:
