@@ -8,6 +8,7 @@ References: Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.045
 Outputs for Support Vector Machines, 1999, section 2.2 (targets that are not quite 0 and 1, against overfitting).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -50,9 +51,8 @@ def calibrated(values: dict[str, Any], fusion: Fusion) -> jax.Array:
     """
     if "fine" not in values:
         return jax.nn.log_softmax(values["coarse"] / fusion.coarse_temperature, axis=-1)
-    # A weight of 0 or 1 has a logarithm of its own: -inf, which `logaddexp` leaves out.
-    coarse, fine = (special.xlogy(1.0, weight) for weight in (fusion.weight, 1.0 - fusion.weight))
-    mixed = jnp.logaddexp(values["coarse"] + float(coarse), values["fine"] + float(fine))
+    coarse, fine = (math.log(weight) if weight > 0.0 else -math.inf for weight in (fusion.weight, 1.0 - fusion.weight))
+    mixed = jnp.logaddexp(values["coarse"] + coarse, values["fine"] + fine)
     return jax.nn.log_softmax(mixed / fusion.temperature, axis=-1)
 
 

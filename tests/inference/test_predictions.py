@@ -104,9 +104,11 @@ cli.main(sys.argv[1:])
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_a_kill_in_the_middle_of_a_row(finished, folder, tmp_path, capsys, suffix):
-    output, whole = tmp_path / "out" / f"p.{suffix}", tmp_path / f"whole.{suffix}"
-    command = ["--mode=predict", f"--workdir={finished[0]}", f"--images={folder}"]
-    killed = [*command, f"--output={output}", f"--overlays={tmp_path / 'o'}"]
+    output, whole, images = tmp_path / "out" / f"p.{suffix}", tmp_path / f"whole.{suffix}", tmp_path / "in"
+    shutil.copytree(folder, images)
+    command = ["--mode=predict", f"--workdir={finished[0]}"]
+    # Pictures among the images, which the start that goes on must not take for images.
+    killed = [*command, f"--images={images}", f"--output={output}", f"--overlays={images / 'pictures'}"]
     done = subprocess.run([sys.executable, "-c", KILLED, *killed], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     part = output.with_name(f"{output.name}.part")
@@ -123,7 +125,7 @@ def test_a_kill_in_the_middle_of_a_row(finished, folder, tmp_path, capsys, suffi
     assert cli.main(killed) == 0
     told = capsys.readouterr().out
     assert f"going on: 6 of {COUNT + 1} images are done" in told and "1 unreadable" in told
-    assert cli.main([*command, f"--output={whole}"]) == 0
+    assert cli.main([*command, f"--images={folder}", f"--output={whole}"]) == 0
     if suffix == "csv":
         assert rows_of(output) == rows_of(whole)
     else:
@@ -134,7 +136,7 @@ def test_a_kill_in_the_middle_of_a_row(finished, folder, tmp_path, capsys, suffi
             if b["error"] is None
         ]
         assert all(close) and len(close) == COUNT
-    assert len(list((tmp_path / "o").rglob("*.png"))) == COUNT
+    assert len(list((images / "pictures").rglob("*.png"))) == COUNT
     assert [path.name for path in output.parent.iterdir()] == [output.name]
     before = output.read_bytes()
     assert cli.main(killed) == 2  # a finished file stays
@@ -152,19 +154,6 @@ def test_parts_that_cannot_be_gone_on_with(finished, folder, tmp_path, capsys):
     assert cli.main([*command[:-1], f"--output={tmp_path / 'p.json'}"]) == 2
     assert "p.jsonl" in capsys.readouterr().err
     shutil.rmtree(tmp_path)
-
-
-@pytest.mark.slow
-def test_pictures_among_the_images_are_no_images(finished, folder, tmp_path):
-    """Overlays in the folder that is looked at, by a command that goes on: what it has made is not looked at."""
-    images, output = tmp_path / "in", tmp_path / "p.csv"
-    shutil.copytree(folder, images)
-    command = ["--mode=predict", f"--workdir={finished[0]}", f"--images={images}", f"--output={output}"]
-    command.append(f"--overlays={images / 'pictures'}")
-    assert subprocess.run([sys.executable, "-c", KILLED, *command], check=False).returncode == -signal.SIGKILL
-    assert cli.main(command) == 0
-    assert len(list((images / "pictures").rglob("*.png"))) == COUNT
-    assert len(rows_of(output)) == COUNT + 1
 
 
 def test_rows_survive_an_error_and_other_writers_are_kept_out(tmp_path):
