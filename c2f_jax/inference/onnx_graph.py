@@ -186,8 +186,9 @@ class _Graph:
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
         if kind in _IDENTITIES:
             return inputs
-        out: Any
-        (out,) = (variable.aval for variable in equation.outvars)
+        if len(equation.outvars) != 1:
+            raise UnknownOperation(f"JAX's operation {kind!r}")
+        out = equation.outvars[0].aval
         if kind == "broadcast_in_dim":
             return [self._broadcast(inputs[0], params, equation.invars[0].aval, out)]
         if not any(isinstance(value, _Tensor) for value in inputs) and all(isinstance(n, int) for n in out.shape):
