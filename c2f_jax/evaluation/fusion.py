@@ -130,14 +130,16 @@ def gate_curve(scores: Scores, fusion: Fusion) -> list[dict[str, float]]:
         fusion: what the answers are made with.
 
     Returns:
-        From none to all of the images: `gate`, the probability of the first look's best class below which an image is
-        looked at again; `second_looks`, the share of those; `top_1_accuracy` of the answers.
+        From none to all of the images (but those of which the first look is as sure as can be): `gate`, the probability
+        of its best class below which an image is looked at again; `second_looks`, the share of those;
+        `top_1_accuracy` of the answers.
     """
     answers = calibrated_scores(scores, fusion)
     sure = np.exp(answers["calibrated_coarse"].max(axis=-1).astype(np.float64))
     right = {name: right_answers(values, scores.labels) for name, values in answers.items()}
     curve = []
-    for gate in np.unique([0.0, *np.quantile(sure, np.linspace(0, 1, CURVE + 1)[1:-1]), np.nextafter(sure.max(), 2)]):
+    last = min(1.0, np.nextafter(sure.max(), 2.0))
+    for gate in np.unique([0.0, *np.quantile(sure, np.linspace(0, 1, CURVE + 1)[1:-1]), last]):
         again = sure < gate
         accuracy = float(np.mean(np.where(again, right["calibrated"], right["calibrated_coarse"])))
         curve.append({"gate": float(gate), "second_looks": float(np.mean(again)), "top_1_accuracy": accuracy})
