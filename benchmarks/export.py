@@ -15,6 +15,7 @@ if __name__ == "__main__":
     prepare()
 
 import argparse
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -59,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
     about = {"run": options.workdir.name, "backbone": config.model.backbone, "view": config.model.view_size}
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
-        export_run(options.workdir, config, folder)
+        with contextlib.redirect_stdout(sys.stderr):
+            export_run(options.workdir, config, folder)
         for path in sorted(folder.iterdir()):
             print(json.dumps({**about, "file": path.name, "bytes": path.stat().st_size}))
         for batch in options.batches:
