@@ -10,17 +10,23 @@ def main() -> NoReturn:
     # Until `cli.main` takes signals over, Ctrl-C simply ends the program.
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from c2f_jax import console
     from c2f_jax.memory import restart_with_huge_pages
 
-    restart_with_huge_pages()
+    console.open_standard_streams()
+    restart_with_huge_pages(**console.unicode_names())
     try:
         from c2f_jax import cli
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("c2f_jax"):
             raise
-        print(f"c2f-jax: {error.name} is missing; pip install 'c2f-jax[train]' installs all it needs", file=sys.stderr)
+        console.fail(f"{error.name} is missing; pip install 'c2f-jax[train]' installs all it needs")
         sys.exit(2)
-    sys.exit(cli.main(sys.argv[1:]))
+    try:
+        code = cli.main(sys.argv[1:])
+    finally:
+        console.flush()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

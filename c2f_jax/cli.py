@@ -2,20 +2,20 @@
 
 import argparse
 import difflib
+import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
-from c2f_jax import program, shipped
+from c2f_jax import console, program, shipped, storage
 from c2f_jax.errors import Interrupted, UserError
 from c2f_jax.runs import fields, supervisor
 from c2f_jax.runs.config_file import load_config, located, override
 from c2f_jax.runs.interruption import Interruption
-from c2f_jax.runs.workdir import as_path, check_reading, read_config
+from c2f_jax.runs.workdir import check_reading, read_config
 
 MODES = ("train", "eval", "predict", "export")
 DEFAULT_CONFIG = "configs/paper_birds.py"
@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
         command = parse(argv)
     except UserError as error:
         return _told(error, 2)
+    except OSError as error:
+        return _told(storage.failed(error), 2)
     if command.cluster is None:
         return _run(command)
     if not supervisor.is_supervised():
@@ -74,7 +76,9 @@ def _run(command: Command) -> int:
         with Interruption(parting) as interruption:
             run(command, interruption)
     except UserError as error:
-        return _told(error, 2)
+        return _told(error, 2) if error.shared else _told_alone(error, 2)
+    except OSError as error:  # a full disk, a bucket out of reach, ...
+        return _told_alone(UserError(f"{storage.failed(error)}{goes_on if command.mode == 'train' else ''}"), 1)
     except FloatingPointError as error:
         return _told(error, 1)
     except Interrupted as error:
@@ -89,13 +93,18 @@ def _run(command: Command) -> int:
 
 def _told(error: Exception, code: int) -> int:
     if not supervisor.is_supervised() or _is_first():
-        print(f"{program.name()}: {_one_line(str(error))}", file=sys.stderr)
+        console.fail(str(error))
     return code
 
 
-def _one_line(text: str) -> str:
-    """What would end a line, or turn the terminal upside down, is spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _told_alone(error: Exception, code: int) -> int:
+    """Of several processes this one cannot go on: the others, who wait for it, are ended too."""
+    from c2f_jax.runs import processes
+
+    if not supervisor.is_supervised() or processes.count() == 1:
+        return _told(error, code)
+    console.fail(f"process {processes.index()} of {processes.count()}: {error}")
+    supervisor.end(code)
 
 
 def _is_first() -> bool:
@@ -110,11 +119,11 @@ def _run_one_of_several(command: Command, cluster: Cluster) -> int:
 
     channel = supervisor.Channel()
     if cluster.process == 0:
-        print(f"waiting for {cluster.processes} processes at {cluster.coordinator}")
+        console.tell(f"waiting for {cluster.processes} processes at {cluster.coordinator}")
     try:
         processes.join(*cluster)
     except UserError as error:
-        print(f"{program.name()}: {error}", file=sys.stderr)
+        console.fail(str(error))
         supervisor.end(2)
     channel.joined()
     try:
@@ -132,14 +141,22 @@ def keep_compiled(folder: str) -> None:
     """
     import jax
 
-    if folder and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+    if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        place = storage.as_path("config.compilation_cache", folder, remote=False)
+        storage.check_writable("config.compilation_cache", place)
+    except UserError as error:  # a start without it is slower, and no worse
+        console.warn(f"compiled programs are not kept: {error}")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(place))
 
 
 def run(command: Command, interruption: Interruption | None = None) -> None:
     """Does what a checked command line says. interruption: what notes signals."""
     # What needs JAX is imported late: --help and a misspelt flag need not wait for it.
     keep_compiled(command.config.compilation_cache)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home folder it tells where it keeps its fonts
     if command.mode == "predict":
         from c2f_jax.inference.predict import model_of_run
         from c2f_jax.inference.predictions import check_output, predict_folder
@@ -157,7 +174,7 @@ def run(command: Command, interruption: Interruption | None = None) -> None:
             gate=command.gate,
             top=command.top,
         )
-        print(f"{command.output}" + (f"; {unreadable} unreadable: see error there" if unreadable else ""))
+        console.tell(f"{command.output}" + (f"; {unreadable} unreadable: see error there" if unreadable else ""))
         return
     if command.mode == "export":
         from c2f_jax.inference.export import export_run
@@ -358,7 +375,11 @@ def parse(argv: Sequence[str]) -> Command:
     if options.top is not None and options.top < 1:
         raise UserError(f"--top takes a number of classes, 1 or more; got {options.top}")
     given = {name: getattr(options, name) for name in ("config", "workdir", "images", "output", "overlays")}
-    paths = {name: as_path(f"--{name}", text) for name, text in given.items() if text is not None}
+    paths = {
+        name: storage.as_path(f"--{name}", text, remote=name != "config")
+        for name, text in given.items()
+        if text is not None
+    }
     workdir = paths.get("workdir", Path("runs") / paths.get("config", Path(DEFAULT_CONFIG)).stem)
     cluster = _cluster(options)
     if options.images is not None and cluster is not None:

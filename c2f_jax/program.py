@@ -1,5 +1,7 @@
 """By which name this program was called: `python launch.py` in a checkout, `c2f-jax` once it is installed."""
 
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,3 +22,15 @@ def name() -> str:
 def command() -> str:
     """What to type to call it."""
     return COMMAND if is_command() else "python launch.py"
+
+
+def flag(name: str, value: str | os.PathLike[str]) -> str:
+    r"""`--name=value` as a shell takes it, whatever the value holds: 'a b', $'a\nb'."""
+    text = os.fspath(value)
+    if text.isprintable():
+        return f"--{name}={shlex.quote(text)}"
+
+    def letter(c: str) -> str:
+        return c if c.isprintable() and c not in "\\'" else "".join(f"\\x{byte:02x}" for byte in os.fsencode(c))
+
+    return f"--{name}=$'{''.join(map(letter, text))}'"

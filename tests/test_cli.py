@@ -94,7 +94,7 @@ def test_workdir_that_is_something_else(capsys, tmp_path):
         (["--mode=predict", "--images=a", "--overlays="], "--overlays is empty"),
         (["--workdir=~nobody_of_that_name/run"], "no home folder"),
         (["--workdir=a\0b"], "NUL"),
-        (["--workdir=gs://bucket/run"], "on this machine"),
+        (["--workdir=s3://bucket/run"], "on this machine or gs://..."),
         (["--nothing\nat\nall"], r"--nothing\nat\nall"),
         (["--images=a"], "belongs to --mode predict"),
         (["--mode=predict", "--images=a", "--multiprocess"], "belongs to --mode train and eval"),

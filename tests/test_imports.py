@@ -13,7 +13,7 @@ PACKAGE = ROOT / "c2f_jax"
 
 # Rooms from the ground up: each may import those before it, and its own.
 LAYERS = [
-    ["errors", "memory", "program", "shipped"],
+    ["errors", "memory", "program", "shipped", "console", "storage"],
     ["kernels"],
     ["layers"],
     ["models"],
@@ -27,7 +27,6 @@ LAYERS = [
 ]
 ONLY_HERE = {
     "chardet": ("data.tables",),
-    "clevercsv": ("data.tables",),
     "filelock": ("runs.workdir", "inference.resumable"),
     "flax": ("layers", "models", "training.train_state", "training.losses"),
     "onnx": ("inference.onnx_graph",),
@@ -99,6 +98,14 @@ ASKED_HERE = {
     r"jax\.(local_)?devices\(|jax\.(local_)?device_count|jax\.make_mesh": ("runs/parallel.py", "kernels/crop.py"),
     r"jax\.process_(index|count)|jax\.distributed|multihost_utils": ("runs/processes.py",),
     r"os\.environ|os\.getenv|sys\.argv": ("memory.py", "cli.py", "runs/supervisor.py", "program.py", "__main__.py"),
+    # One door for what is told: it escapes, encodes, and stands that nobody reads.
+    r"\bprint\(|sys\.__?std|sys\.stdout|sys\.stderr|\bConsole\(|traceback\.print": (
+        *("console.py", "memory.py", "runs/writers.py", "runs/interruption.py", "runs/supervisor.py"),
+    ),
+    # What belongs to a run, to photos and to predictions may lie in a bucket.
+    r"(?<!storage)\.(read|write)_(text|bytes)\(|\.expanduser\(": (
+        *("storage.py", "runs/config_file.py", "runs/fields.py", "data/deep_pcb.py", "data/builders/layout.py"),
+    ),
     r"jax\._src|jax\.interpreters|jax\.core": (),
 }
 

@@ -8,9 +8,8 @@ import errno
 import hashlib
 import json
 import os
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from c2f_jax import storage
+from c2f_jax.console import warn
 from c2f_jax.data import images
 from c2f_jax.errors import UserError
 
@@ -29,7 +30,6 @@ DECISIVE = LOOK * LOOK // 3  # so many steps must be of more than 2 grey levels,
 ALIKE = LOOK - 1  # steps that two copies of a photo may differ in, after scaling or compression (docs/data.md)
 _PAIRS = 1 << 20  # compared at a time
 
-_OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _OF_THE_MOMENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT)
 _WAITS = (0.1, 0.5, 2.0)  # seconds before another try
 
@@ -62,28 +62,48 @@ class Verdict(NamedTuple):
     look: str = ""
 
 
-def check(root: Path, paths: Sequence[str], cache_dir: str | os.PathLike[str]) -> dict[str, Verdict]:
+class Hosts(NamedTuple):
+    """Of a run of several: which this one is, how many there are, and what exchanges bytes between all of them."""
+
+    place: int
+    size: int
+    gather: Callable[[Callable[[], bytes]], list[bytes]]
+
+
+def check(
+    root: Path, paths: Sequence[str], cache_dir: str | os.PathLike[str], hosts: Hosts | None = None
+) -> dict[str, Verdict]:
     """Path -> verdict, for files below `root`; only those are decoded that are new or changed since the last time.
+
+    Files in a bucket are the same for all `hosts`: each decodes its share of them, and is told of the others'.
 
     Raises:
         UserError: if the machine cannot read a file just now, which says nothing about the file; or if nothing can be
             written to `cache_dir`.
     """
-    cache = Path(cache_dir).expanduser()
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
+    cache = storage.as_path("dataset.cache_dir", os.fspath(cache_dir), remote=False)
+    digest = hashlib.sha256(os.fsencode(storage.resolved(root))).hexdigest()[:16]
     file = cache / "folder" / f"{digest}.json"
     key = [FORMAT, *_READERS]
     known = _remembered(file, key)
-    states = {path: _state(root / path) for path in paths}
+    states = storage.states(root, paths)
     verdicts = {path: Verdict(state) for path, state in states.items() if isinstance(state, str)}
     for path, state in states.items():
         if path not in verdicts and known.get(path, [None])[0] == state:
             verdicts[path] = Verdict(*known[path][1:])
     new = [path for path in paths if path not in verdicts]
-    if not new:
+    if hosts is not None and paths and all(storage.is_remote(storage.join(root, path)) for path in paths):
+        share = set(paths[hosts.place :: hosts.size])
+        rows = hosts.gather(lambda: _decode_share(root, new, share, verdicts))
+        # In the order of the hosts, so that all have the same.
+        told = [json.loads(row) for row in rows]
+        verdicts |= {path: Verdict(*verdict) for part in told for path, verdict in part["verdicts"].items()}
+        failed = {path for part in told for path in part["failed"]}
+    elif not new:
         return verdicts
-    print(f"checking {len(new)} images in {root}; this is done once", file=sys.stderr, flush=True)
-    failed = _decode(root, new, verdicts)
+    else:
+        warn(f"checking {len(new)} images in {root}; this is done once")
+        failed = _decode(root, new, verdicts)
     for path in new:
         if path not in failed:
             known[path] = [states[path], *verdicts[path]]
@@ -144,16 +164,13 @@ def _rows(looks: Sequence[str]) -> np.ndarray:
     return np.frombuffer(bytes.fromhex("".join(looks)), np.uint8).reshape(len(looks), -1).view(np.uint16)
 
 
-def _state(path: Path) -> list[int] | str:
-    """What changes with a file's content; or why there is none."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        if error.errno in _OF_THE_FILE:
-            return (error.strerror or type(error).__name__).lower()
-        return [0, 0, 0]
-    # The time of the last change to the file's entry cannot be set, as programs that restore files do with the other.
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+def _decode_share(root: Path, new: Sequence[str], share: Collection[str], verdicts: dict[str, Verdict]) -> bytes:
+    """What this host says of the files of its `share`, for the others."""
+    mine = [path for path in new if path in share]
+    if mine:
+        warn(f"checking {len(mine)} images in {root}, this host's share; this is done once")
+    failed = _decode(root, mine, verdicts)
+    return json.dumps({"verdicts": {path: verdicts[path] for path in share}, "failed": sorted(failed)}).encode()
 
 
 def _decode(root: Path, paths: Sequence[str], verdicts: dict[str, Verdict]) -> set[str]:
@@ -164,7 +181,7 @@ def _decode(root: Path, paths: Sequence[str], verdicts: dict[str, Verdict]) -> s
 
     def look(path: str) -> Verdict | tuple[Exception, str]:
         try:
-            return _look(images.decode(root / path))
+            return _look(images.decode(storage.join(root, path)))
         except (images.UnreadableImage, MemoryError, OSError) as error:
             cause = _system_error(error)
             if cause is None and type(error) is images.UnreadableImage:  # others of its kind are no verdict
@@ -190,8 +207,8 @@ def _decode(root: Path, paths: Sequence[str], verdicts: dict[str, Verdict]) -> s
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in _OF_THE_MOMENT:
             what = "memory" if isinstance(error, MemoryError) else reason
             raise UserError(
-                f"{root / path} cannot be read just now ({what}), which says nothing about the photo: free some memory "
-                "or raise the limit of open files (ulimit -n), and start again"
+                f"{storage.join(root, path)} cannot be read just now ({what}), which says nothing about the photo: "
+                "free some memory or raise the limit of open files (ulimit -n), and start again"
             ) from error
     failed = set()
     for path, found in results.items():
@@ -213,7 +230,7 @@ def _system_error(error: BaseException | None) -> Exception | None:
 
 
 def _lasting(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in _OF_THE_FILE
+    return isinstance(error, OSError) and error.errno in storage.LASTING
 
 
 def _look(image: np.ndarray) -> Verdict:
@@ -229,7 +246,7 @@ def _look(image: np.ndarray) -> Verdict:
 
 def _remembered(file: Path, key: Any) -> dict[str, list[Any]]:
     try:
-        stored = json.loads(file.read_text())
+        stored = json.loads(storage.read_text(file))
     except (OSError, ValueError):
         return {}
     files = stored.get("files") if isinstance(stored, dict) and stored.get("key") == key else None
@@ -238,11 +255,9 @@ def _remembered(file: Path, key: Any) -> dict[str, list[Any]]:
 
 def _remember(file: Path, value: Any) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(value))
-        temporary.replace(file)
+        storage.make_folder(file.parent)
+        storage.write_text(file, json.dumps(value))
     except OSError as error:
         raise UserError(
-            f"{error.filename or file}: {error.strerror}; choose another place with --config.dataset.cache_dir=DIR"
+            f"{error.filename or file}: {storage.told(error)}; choose another place with --config.dataset.cache_dir=DIR"
         ) from error

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from c2f_jax import storage
+from c2f_jax.console import warn
 from c2f_jax.data import images
 from c2f_jax.errors import UserError
 
@@ -106,14 +108,15 @@ def load(path: str, *, cache_dir: str) -> tuple[Defects, Defects, tuple[str, ...
     Raises:
         UserError: if the data cannot be had, or are not whole.
     """
-    root = _root(Path(path).expanduser() if path else _fetch(Path(cache_dir).expanduser()), cache_dir)
+    cache = storage.as_path("dataset.cache_dir", cache_dir, remote=False)
+    root = _root(storage.as_path("dataset.path", path, remote=False) if path else _fetch(cache), cache)
     train, test = (Defects(_listed(root, name)) for name in LISTS.values())
     return train, test, KINDS
 
 
-def _root(place: Path, cache_dir: str) -> Path:
+def _root(place: Path, cache: Path) -> Path:
     if place.is_file():
-        place = _unpacked(place, Path(cache_dir).expanduser())
+        place = _unpacked(place, cache)
     for root in (place, place / "PCBData", *sorted(place.glob("*/PCBData"))):
         if all((root / name).is_file() for name in LISTS.values()):
             return root
@@ -142,7 +145,7 @@ def _fetch(cache: Path) -> Path:
         return archive
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_name(f"{archive.name}.{os.getpid()}.part")
-    print(f"fetching {URL} to {archive}", flush=True)
+    warn(f"fetching {URL} to {archive}")
     try:
         with urllib.request.urlopen(URL, timeout=30) as response, open(partial, "wb") as file:
             while block := response.read(1 << 20):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from c2f_jax import storage
 from c2f_jax.data import pixels, png
 
 # Also kinds that Pillow may not know: better named as unreadable than passed over in silence.
@@ -116,8 +117,10 @@ def decode_photo(source: Source, *, min_side: int | None = None) -> Photo:
         raise UnreadableImage(_reason(error)) from error
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def _read(path: storage.Name) -> bytes:
     try:
+        if storage.is_remote(path):
+            return storage.read_bytes(storage.path(path), MAX_BYTES + 1)
         # Without waiting for somebody to write into a pipe.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
             status = os.fstat(file.fileno())
@@ -132,7 +135,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
         raise OutOfReach("not enough memory") from error
 
 
-def find_images(root: str | os.PathLike[str]) -> list[str]:
+def find_images(root: storage.Name) -> list[str]:
     """Files below `root` with the suffix of an image, in any case; hidden ones are passed over, links are followed.
 
     Each folder is looked into once, by a path without links where there is one: links to a folder above, or to and fro
@@ -144,6 +147,9 @@ def find_images(root: str | os.PathLike[str]) -> list[str]:
     Raises:
         OSError: if a folder cannot be listed.
     """
+    if storage.is_remote(root):
+        below = storage.find(storage.path(root))
+        return [path for path in below if path.lower().endswith(SUFFIXES) and not any(map(is_hidden, path.split("/")))]
     found: list[str] = []
     seen: set[str] = set()
     folders, links = [""], list[str]()

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from c2f_jax import storage
 from c2f_jax.data import images, tables
-from c2f_jax.errors import UserError
+from c2f_jax.errors import UserError, as_name, as_text
 
 _PARTS = {
     **{name: "train" for name in ("train", "training")},
@@ -76,16 +77,16 @@ def read(path: str | os.PathLike[str]) -> Listing:
     Raises:
         UserError: if it cannot be read or does not say what is what; it names the folder, file or row and the remedy.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
+    place = storage.path(path)
+    if storage.is_dir(place):
         try:
             listing = _read_tree(place)
         except OSError as error:
-            raise UserError(f"{error.filename or place} cannot be listed ({error.strerror})") from error
-    elif place.suffix.lower() in tables.SUFFIXES and place.exists():
+            raise UserError(f"{error.filename or place} cannot be listed ({storage.told(error)})") from error
+    elif place.suffix.lower() in tables.SUFFIXES and storage.exists(place):
         listing = _read_table(place)
     else:
-        what = "is neither a folder nor a table" if place.exists() else "does not exist"
+        what = "is neither a folder nor a table" if storage.exists(place) else "does not exist"
         raise UserError(
             f"{place} {what}; give the folder that holds one folder per class, "
             f"or a table of path and label ({', '.join(tables.SUFFIXES)})"
@@ -159,6 +160,9 @@ def _part(name: str) -> str | None:
 
 def _folders(root: Path) -> list[str]:
     """Raises UserError for a link that leads nowhere: who knows whether it was a class."""
+    if storage.is_remote(root):
+        below = {path.partition("/")[0] for path in storage.find(root) if "/" in path}
+        return sorted(name for name in below if not images.is_hidden(name))
     entries = [entry for entry in os.scandir(root) if not images.is_hidden(entry.name)]
     for entry in entries:
         if entry.is_symlink() and not os.path.exists(entry.path) and not Path(entry.name).suffix:
@@ -232,8 +236,12 @@ def _tree(
     empty: Sequence[str],
 ) -> Listing:
     """found: images that are used or not told of yet."""
+    _refuse_same_text(root, {name for classes in parts.values() for name in classes})
     items = [
-        Listed(path, name, part) for part, classes in parts.items() for name, paths in classes.items() for path in paths
+        Listed(path, as_text(name), part)
+        for part, classes in parts.items()
+        for name, paths in classes.items()
+        for path in paths
     ]
     stray = found - len(items)
     notes = [*notes, f"images in no class folder, not used: {stray}"] if stray else notes
@@ -242,6 +250,14 @@ def _tree(
 
 def _sorted(items: Iterable[Listed]) -> tuple[Listed, ...]:
     return tuple(sorted(items, key=lambda item: item.path))
+
+
+def _refuse_same_text(where: Path, names: Iterable[str]) -> None:
+    """A class's name is text, whatever bytes the folder's name is."""
+    folders: dict[str, str] = {}
+    for name in names:
+        if folders.setdefault(as_text(name), name) != name:
+            raise UserError(f"{where}: two class folders are both called {name} as text; rename one of them")
 
 
 def _refuse_no_classes(where: Path, classes: dict[str, list[str]]) -> None:
@@ -337,14 +353,36 @@ def _listed(table: Path, root: Path, row: tables.Row) -> Listed:
             raise UserError(
                 f"{table}: row {row.number} has the split {cells['split']!r}; call it train, val or test, in every row"
             )
-    path = cells["path"]
-    if "\\" in path and not (root / path).exists():
-        path = path.replace("\\", "/")
-    path = os.path.normpath(path)
-    if os.path.isabs(path) and Path(path).is_relative_to(os.path.abspath(root)):
-        path = os.path.relpath(path, os.path.abspath(root))
-    path = Path(path).as_posix()
+    path = _path(table, root, row)
     return Listed(path, cells["label"], part, cells.get("group") or None, _box(table, row), row.number)
+
+
+def _path(table: Path, root: Path, row: tables.Row) -> str:
+    """As of `Listed`, of what stands in a row; where there is no such file, one that programs may have written so."""
+    path = row.cells["path"]
+    told = f"{table}: row {row.number}: the path"
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{told} {path} holds half a character, as no name does") from error
+    if "\0" in path:
+        raise UserError(f"{told} {path} holds a NUL character, as no name does")
+    storage.check_scheme(told, path, ("gs",))
+    # With spaces around it, bytes that were spelled out, or an apostrophe before it: as files may be called, and
+    # programs write it.
+    meant = [row.path, *(tables.as_cell_is_meant(cell) for cell in (path, row.path))]
+    others = [other for other in dict.fromkeys([*meant, *map(as_name, [path, *meant])]) if other != path]
+    if (others or "\\" in path) and not storage.exists(storage.join(root, path)):
+        there = (other for other in others if storage.exists(storage.join(root, other)))
+        path = next(there, path.replace("\\", "/"))
+    if storage.is_remote(path):
+        place = os.fspath(storage.path(path))
+        within = storage.is_remote(root) and place.startswith(f"{os.fspath(root)}/")
+        return place.removeprefix(f"{os.fspath(root)}/") if within else place
+    path = os.path.normpath(path)
+    if os.path.isabs(path) and not storage.is_remote(root) and Path(path).is_relative_to(os.path.abspath(root)):
+        path = os.path.relpath(path, os.path.abspath(root))
+    return Path(path).as_posix()
 
 
 def _box(table: Path, row: tables.Row) -> tuple[float, float, float, float] | None:
@@ -374,7 +412,7 @@ def _once(root: Path, items: Sequence[Listed]) -> tuple[tuple[Listed, ...], list
     folders: dict[Path, str] = {}
     dropped, moved = [], []
     for item in items:
-        key = _file(root / item.path, folders)
+        key = _file(storage.join(root, item.path), folders)
         other = places.setdefault(key, item)
         if other is item:
             continue
@@ -397,6 +435,8 @@ def _once(root: Path, items: Sequence[Listed]) -> tuple[tuple[Listed, ...], list
 
 def _file(path: Path, folders: dict[Path, str]) -> object:
     """What tells a file from all others. folders: the real places of folders, as far as they have been asked for."""
+    if storage.is_remote(path):
+        return os.fspath(path)
     if path.parent not in folders:
         folders[path.parent] = os.path.realpath(path.parent)
     place = os.path.join(folders[path.parent], path.name)

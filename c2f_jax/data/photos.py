@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from c2f_jax import storage
 from c2f_jax.data import checking, images, splitting
 from c2f_jax.data.checking import Verdict
 from c2f_jax.data.listing import SLACK, Listed, Listing, read, some
@@ -55,13 +56,16 @@ class Photos:
     def content(self) -> str:
         """The same for the same files: by their sizes and beginnings, for names such as 001.jpg stand anywhere."""
         whole = hashlib.sha256()
-        for item in sorted(self._items):
+
+        def look(item: Item) -> bytes:
+            place = storage.join(self._root, item.path)
             try:
-                with open(self._root / item.path, "rb") as file:
-                    whole.update(hashlib.sha256(file.read(_BEGINNING)).digest())
-                    whole.update(b"%d;" % os.fstat(file.fileno()).st_size)
+                return hashlib.sha256(storage.read_bytes(place, _BEGINNING)).digest() + b"%d;" % storage.size(place)
             except OSError as error:
-                raise UserError(f"{self._root / item.path} cannot be read ({error.strerror}); start again") from error
+                raise UserError(f"{place} cannot be read ({storage.told(error)}); start again") from error
+
+        for part in storage.each(look, sorted(self._items)):
+            whole.update(part)
         return whole.hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -70,10 +74,10 @@ class Photos:
             raise IndexError(index)
         path, label, box = self._items[index]
         try:
-            image = images.decode(self._root / path, min_side=self._min_side)
+            image = images.decode(storage.join(self._root, path), min_side=self._min_side)
         except images.UnreadableImage as error:
             raise UserError(
-                f"{self._root / path} could be read at the start and now cannot ({error}): "
+                f"{storage.join(self._root, path)} could be read at the start and now cannot ({error}): "
                 "put it back, or start again to leave it out"
             ) from error
         example = {"image": image, "label": label, "index": index, "name": path}
@@ -99,6 +103,7 @@ def load(
     group_by: str = "",
     shots: int = 0,
     min_side: int | None = None,
+    hosts: checking.Hosts | None = None,
 ) -> Parts:
     """Lists the photos of a tree or table, checks that each can be read, and splits them; the same way every time.
 
@@ -111,18 +116,19 @@ def load(
             together. One that it does not match is alone.
         shots: train on so many photos of each class only; 0 for all. Validation and test part are as without.
         min_side: pixels that the shorter side of a photo will be reduced to, if that is less; None if it will not.
+        hosts: who share the check of photos in a bucket.
 
     Raises:
         UserError: if the photos cannot be used; it names the folder, file or row and the remedy.
     """
-    place = Path(path).expanduser()
+    place = storage.as_path("dataset.path", path)
     pattern = splitting.compile_pattern(group_by)
     listing = read(place)
     class_names = _class_names(place, listing)
     if pattern is not None:
         listing = _grouped(place, listing, pattern)
     notes = list(listing.notes)
-    verdicts = checking.check(listing.root, [item.path for item in listing.items], cache_dir)
+    verdicts = checking.check(listing.root, [item.path for item in listing.items], cache_dir, hosts)
     readable = usable(place, listing.items, verdicts, unreadable)
     notes += checking.unreadable_lines(verdicts)
     labels = {name: label for label, name in enumerate(class_names)}
@@ -180,7 +186,7 @@ def usable(place: Path, items: Sequence[Listed], verdicts: Mapping[str, Verdict]
     if bad:
         first, reason = bad[0], verdicts[bad[0]].error
         if len(bad) == len(items):
-            hint = f"; paths are relative to {place.parent}" if place.is_file() else ""
+            hint = f"; paths are relative to {place.parent}" if storage.is_file(place) else ""
             raise UserError(
                 f"{place}: none of the {len(items)} images can be read; the first is {first} ({reason}){hint}"
             )
@@ -231,16 +237,17 @@ def _class_names(place: Path, listing: Listing) -> tuple[str, ...]:
     teaching = sorted({item.label for item in listing.items if item.part in (None, "train")})
     held_out = [item for item in listing.items if item.part in ("val", "test")]
     if not teaching and held_out:
-        if place.is_file():
+        if storage.is_file(place):
             raise UserError(f"{place}: no row has the split train; give it to the photos to train on")
         here = held_out[0].path.split("/")[0]
         raise UserError(f"{place}: holds {here}/ and no train/; put the training images into train/<class>/")
     for path in listing.empty:
         folder = place / path
-        link = f" of its own: it is a link to {folder.resolve()}" if folder.is_symlink() else ""
+        linked = not storage.is_remote(folder) and folder.is_symlink()
+        link = f" of its own: it is a link to {folder.resolve()}" if linked else ""
         raise UserError(f"{folder.parent}: class folder {folder.name} holds no image{link}; fill it or remove it")
     if len(teaching) < 2:
-        what = "class folder" if place.is_dir() else "label"
+        what = "class folder" if storage.is_dir(place) else "label"
         raise UserError(f"{place}: has only one {what}, {teaching[0]}; two or more are needed to tell apart")
     for item in held_out:
         if item.label not in teaching:

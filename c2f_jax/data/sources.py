@@ -11,7 +11,8 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from c2f_jax.data import deep_pcb, paper_birds, photos
+from c2f_jax import storage
+from c2f_jax.data import checking, deep_pcb, paper_birds, photos
 from c2f_jax.errors import UserError
 
 Example = dict[str, Any]
@@ -121,6 +122,7 @@ def load(
     group_by: str = "",
     shots: int = 0,
     min_side: int | None = None,
+    hosts: checking.Hosts | None = None,
 ) -> Splits:
     """The splits of data set `name`.
 
@@ -134,6 +136,7 @@ def load(
         group_by: folder: regular expression on the paths, of photos that no split may divide.
         shots: train on so many examples of each class only, five of them among the ten; 0 for all.
         min_side: folder: pixels that the shorter side of a photo will be reduced to; None if it will not.
+        hosts: folder: who share the check of photos in a bucket.
 
     Raises:
         UserError: if there is no such data set, its files are not there or not whole, or an option is not for it.
@@ -164,8 +167,11 @@ def load(
                 group_by=group_by,
                 shots=shots,
                 min_side=min_side,
+                hosts=hosts,
             )
         )
+    if path and storage.is_remote(path):
+        raise UserError(f"dataset.path: {name} is read from this machine; copy {path}, and give the copy")
     train: Labelled
     test: Labelled
     if name == "cub200_2011":

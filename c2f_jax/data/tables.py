@@ -1,17 +1,18 @@
-"""Tables of photos, CSV or JSON lines -> rows as they are written; libraries find separator and encoding."""
+"""Tables of photos, CSV or JSON lines -> rows as they are written; a library finds the encoding."""
 
 import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import chardet
-import clevercsv
 
-from c2f_jax.errors import UserError
+from c2f_jax import storage
+from c2f_jax.errors import UserError, as_text
 
 TEXT, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 SUFFIXES = TEXT + LINES
@@ -31,18 +32,21 @@ _NAMES = {
     "ymax": ("y2", "bboxymax"),
 }
 BOX = ("xmin", "ymin", "xmax", "ymax")
+_BLANK = " \t\r\n"
+_DEFUSED = re.compile("' *[-=+@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _LOOKED_AT = 200_000  # bytes that chardet looks at
-_SNIFFED = 100_000  # characters that the separator is found from (0.07 s)
 
 
 class Row(NamedTuple):
     """A row: its number as a spreadsheet shows it (the header is row 1; of JSON lines the first is 1), and its cells.
 
-    `cells` has the columns of `_NAMES` that the table has, without spaces around; an empty cell is "".
+    `cells` has the columns of `_NAMES` that the table has, without spaces around; an empty cell is "". `path` is the
+    cell of that name with them.
     """
 
     number: int
     cells: dict[str, str]
+    path: str
 
 
 def read(path: Path) -> tuple[list[Row], list[str]]:
@@ -52,9 +56,9 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
         UserError: if it cannot be read, or has no columns `path` and `label`; in one line.
     """
     try:
-        data = path.read_bytes()
+        data = storage.read_bytes(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read ({storage.told(error)})") from error
     text, encoding = _text(path, data)
     if "\0" in text:
         raise UserError(f"{path} holds NUL characters, as no text does; save it as CSV in UTF-8")
@@ -66,7 +70,7 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
         columns = list(dict.fromkeys(name for _, record in records for name in record))
     else:
         lines = _separated(path, text)
-        _, columns = next(lines, (1, []))
+        columns = [cell.strip() for cell in next(lines, (1, []))[1]]
         records = [(number, dict[str, str | None](_record(path, number, columns, cells))) for number, cells in lines]
     names = _columns(path, columns)
     unused = [column for column in columns if column not in names.values() and column]
@@ -74,16 +78,23 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
         notes.append(f"{path.name}: columns not used: {', '.join(unused)}")
     rows = []
     for number, record in records:
-        cells = {}
+        cells: dict[str, str] = {}
         for name, column in names.items():
             word = record.get(column, "")
             if word is None:
                 raise UserError(f"{path}: row {number}: {column} is an object or a list; write one word or number")
-            cells[name] = word
-        rows.append(Row(number, cells))
+            cells[name] = word.strip() or word.strip(_BLANK)  # some class may be called by a line separator
+            if name == "label":
+                cells[name] = as_text(as_cell_is_meant(cells[name]))
+        rows.append(Row(number, cells, record.get(names["path"]) or ""))
     if not rows:
         raise UserError(f"{path} holds no row besides its header; write one for each photo")
     return rows, notes
+
+
+def as_cell_is_meant(cell: str) -> str:
+    """Without the apostrophe that stands before what a spreadsheet would take for a formula."""
+    return cell[1:] if _DEFUSED.match(cell) else cell
 
 
 def _text(path: Path, data: bytes) -> tuple[str, str]:
@@ -118,21 +129,33 @@ def _separated(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         first, _, text = text.partition("\n")
         delimiter = first.strip()[4:] or ","
     else:
-        # Of the dialect only the separator: with little text, apostrophes are taken for quotation marks.
-        dialect = clevercsv.Detector().detect(text[:_SNIFFED], delimiters=[",", ";", "\t", "|"])
-        delimiter = (dialect.delimiter if dialect else "") or ","
+        delimiter = _delimiter(text)
     try:
         for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1):
-            cells = [cell.strip() for cell in cells]
-            if any(cells):
+            if any(map(str.strip, cells)):
                 yield number + told, cells
     except csv.Error as error:
         raise UserError(f"{path}: {error}; a quotation mark is likely not closed, or not doubled inside") from error
 
 
+def _delimiter(text: str) -> str:
+    """With which the header has our columns; names of files and classes below may hold any of them."""
+
+    def header(delimiter: str) -> list[str]:
+        try:
+            return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        except csv.Error:
+            return []
+
+    def known(delimiter: str) -> int:
+        return len({_OURS.get(_plain(column)) for column in header(delimiter)} & {"path", "label"})
+
+    return max(",;\t|", key=lambda delimiter: (known(delimiter), len(header(delimiter))))
+
+
 def _record(path: Path, number: int, columns: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     spare = cells[len(columns) :]
-    if any(spare):
+    if any(map(str.strip, spare)):
         raise UserError(
             f"{path}: row {number} has {len(cells)} cells and the header {len(columns)}; "
             'put cells that hold the separator into "quotation marks"'
@@ -160,19 +183,22 @@ def _word(value: Any) -> str | None:
         return None
     if value is None:
         return ""
-    return value.strip() if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(column: str) -> str:
+    return "".join(letter for letter in column.strip().lower() if letter not in " _-")
+
+
+_OURS = {other: name for name, others in _NAMES.items() for other in (name, *others)}
 
 
 def _columns(path: Path, columns: Sequence[str]) -> dict[str, str]:
     """Name of ours -> the table's column."""
-
-    def plain(column: str) -> str:
-        return "".join(letter for letter in column.lower() if letter not in " _-")
-
     names = {}
     for name, others in _NAMES.items():
-        found = [column for column in columns if plain(column) == name]
-        found = found or [column for column in columns if plain(column) in others]
+        found = [column for column in columns if _plain(column) == name]
+        found = found or [column for column in columns if _plain(column) in others]
         if len(found) > 1:
             raise UserError(f"{path}: columns {' and '.join(found)} could both be {name!r}; rename all but one")
         if found:

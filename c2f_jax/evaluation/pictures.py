@@ -1,25 +1,27 @@
 """A sheet of images with what the model attended to, looked at again and said."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from c2f_jax.errors import one_line
 from c2f_jax.kernels import compose, crop_and_resize, invert, ordered
 from c2f_jax.models.two_looks import Look, attention_over_image, log_probabilities
 
 Batch = Mapping[str, Any]  # arrays, of the host or a device
 
 RIGHT, WRONG, TRUTH = "#1b7f3b", "#b3261e", "#ffd166"
+LONGEST_NAME = 32  # characters
 
 
 def save_sheet(
-    path: Path,
+    file: IO[bytes],
     predict: Callable[[Batch], dict[str, Look]],
     batch: Batch,
     class_names: Sequence[str],
@@ -29,7 +31,7 @@ def save_sheet(
     """Writes a PNG: each raw image with its boxes, the mean attention over it, the fine view, and the prediction.
 
     Args:
-        path: of the PNG.
+        file: to write it to.
         predict: batch -> looks, as `steps.predict`.
         batch: `image` uint8 [B, R, R, 3], `window` [B, 4], `label` [B], `mask` [B], 0 for filling at the end; `box`
             [B, 4] of the photo, where known, is drawn dashed.
@@ -59,13 +61,23 @@ def save_sheet(
         _draw_boxes(row[0], batch, looks, i)
         label, guess = int(batch["label"][i]), int(np.argmax(last[i]))
         colour = RIGHT if guess == label else WRONG
-        title = f"{class_names[guess]}  {last[i, guess]:.0%}"
+        title = f"{caption(class_names[guess])}  {last[i, guess]:.0%}"
         if guess != label:
-            title += f"\n(is: {class_names[label]})"
+            title += f"\n(is: {caption(class_names[label])})"
         elif int(coarse_right[i]) != label:
-            title += f"\n(first look: {class_names[int(coarse_right[i])]})"
-        row[0].set_title(title, fontsize=8, color=colour, loc="left")
-    figure.savefig(path, dpi=110)
+            title += f"\n(first look: {caption(class_names[int(coarse_right[i])])})"
+        row[0].set_title(title, fontsize=8, color=colour, loc="left", parse_math=False)
+    with warnings.catch_warnings():
+        # The font that comes with Matplotlib has not every letter: a box stands in its place, and a line for each of
+        # them would say so.
+        warnings.filterwarnings("ignore", message="(?s).*Glyph .* missing from")
+        figure.savefig(file, dpi=110, format="png")
+
+
+def caption(name: str) -> str:
+    """A class's name for one line of a picture, cut where it is long."""
+    name = one_line(name)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _panels(batch: Batch, looks: dict[str, Look]) -> dict[str, np.ndarray]:

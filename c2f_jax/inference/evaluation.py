@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from c2f_jax import storage
+from c2f_jax.console import tell
 from c2f_jax.data import checking, listing, splitting
 from c2f_jax.data.photos import normalised_box
 from c2f_jax.data.pipeline import ImageFile
-from c2f_jax.errors import UserError
+from c2f_jax.errors import UserError, as_text
 from c2f_jax.evaluation.confidence import kept
 from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.fusion import calibrated, right_answers
@@ -23,8 +25,9 @@ from c2f_jax.evaluation.scores import batch_scores
 from c2f_jax.inference.predict import Model, answer_of
 from c2f_jax.runs import outcome, spreadsheets
 from c2f_jax.runs.none_of_these import told
-from c2f_jax.runs.workdir import check_writable, write_json
+from c2f_jax.runs.workdir import write_json
 from c2f_jax.runs.writers import print_table, track
+from c2f_jax.storage import check_writable
 from c2f_jax.training import steps
 from c2f_jax.training.losses import Task
 
@@ -38,13 +41,15 @@ def check_outputs(output: Path) -> tuple[Path, Path, Path, Path]:
     Raises:
         UserError: if one of them exists, or they cannot be written.
     """
-    output = output.resolve() if output.name in ("", "..") else output  # "." has no name to add a suffix to
+    output = (
+        Path(storage.resolved(output)) if output.name in ("", "..") else output
+    )  # "." has no name to add a suffix to
     stem = output.with_suffix("") if output.suffix in (".json", ".csv") else output
     summary, table, confused, per_class = (
         stem.with_name(f"{stem.name}.{name}") for name in ("json", "csv", outcome.CONFUSION, outcome.PER_CLASS)
     )
     for path in (summary, table, confused, per_class):
-        if path.exists():
+        if storage.exists(path):
             raise UserError(f"--output: {path} exists; choose another name, or move it away")
     check_writable("--output", output.parent)
     return summary, table, confused, per_class
@@ -85,9 +90,9 @@ def evaluate_photos(
     found = listing.read(place)
     items, skipped = _known(found, model.class_names, place, model.workdir, unknown_classes)
     for note in found.notes:
-        print(note)
+        tell(note)
     if skipped:
-        print(f"left out, of classes that the run does not know: {_counted(skipped)}")
+        tell(f"left out, of classes that the run does not know: {_counted(skipped)}")
     views, gated = model.views_by(fast=fast), gate is not None
     rows: list[list[str]] = []
     errors: dict[str, str] = {}
@@ -112,7 +117,7 @@ def evaluate_photos(
                 raise FloatingPointError(f"the evaluation is not finite: {view} of {item.path}")
             seen[view].append(judge(of_view[None], label))
     for line in checking.unreadable_lines({item.path: _verdict(item.path, errors) for item in items}):
-        print(line)
+        tell(line)
     if len(errors) == len(items):
         first = min(errors)
         raise UserError(f"{place}: none of the {len(items)} images can be read; the first is {first} ({errors[first]})")
@@ -134,8 +139,8 @@ def evaluate_photos(
         "classes": len(counts),
         "images_by_class": dict(sorted(counts.items())),
         "left_out": dict(sorted(skipped.items())),
-        "of": str(place.expanduser().resolve()),
-        "run": str(model.workdir.expanduser().resolve()),
+        "of": as_text(storage.resolved(place)),
+        "run": as_text(storage.resolved(model.workdir)),
         "step": model.step,
         "method": model.config.method,
         **({"fast": True} if fast else {}),
@@ -147,14 +152,14 @@ def evaluate_photos(
     outcome.write_classes(answers.predicted, answers.labels, model.class_names, *tables)
     write_json(summary, results)
     print_table(f"{place}, {model.config.method}, step {model.step}", metrics)
-    print(
+    tell(
         f"{len(readable)} images of {len(counts)} of the run's {len(model.class_names)} classes"
         + (f"; {len(errors)} unreadable" if errors else "")
         + (f"; {results['second_looks']:.0%} looked at again" if gated else "")
     )
     if threshold is not None:
-        print(told(results["unknown"], threshold, "none of these"))
-    print(", ".join(str(path) for path in (summary, table, *tables)))
+        tell(told(results["unknown"], threshold, "none of these"))
+    tell(", ".join(str(path) for path in (summary, table, *tables)))
     return results
 
 
@@ -162,7 +167,7 @@ Looked = Iterator[tuple[str | None, dict[str, np.ndarray]]]  # by photo: why it 
 
 
 def _by_answers(model: Model, root: Path, items: Sequence[listing.Listed], *, fast: bool, gate: float | None) -> Looked:
-    for file, said in model.said([root / item.path for item in items], fast=fast, gate=gate):
+    for file, said in model.said([storage.join(root, item.path) for item in items], fast=fast, gate=gate):
         with np.errstate(divide="ignore"):
             yield file.error, {view: np.log(said[view]) for view in model.views if view in said}
 
@@ -171,7 +176,7 @@ def _by_both_looks(model: Model, place: Path, root: Path, items: Sequence[listin
     """sums: gets the metrics of each batch, as (sum, count) pairs."""
     program = jax.jit(partial(evaluation_step, model.task))
     boxes, position = all(item.box is not None for item in items), iter(items)
-    for files, batch in model.batches([root / item.path for item in items]):
+    for files, batch in model.batches([storage.join(root, item.path) for item in items]):
         chunk = list(islice(position, len(files)))
         batch |= _annotations(place, chunk, files, len(batch["image"]), model.class_names, boxes=boxes)
         of_batch, scores = model.run(program, batch)
@@ -244,8 +249,10 @@ def _known(
     found: listing.Listing, class_names: Sequence[str], place: Path, workdir: Path, unknown_classes: str
 ) -> tuple[list[listing.Listed], Counter[str]]:
     """(photos of the run's classes, how many there are of each other class)."""
-    known = set(class_names)
-    items = [item for item in found.items if item.label in known]
+    known = {name: name for name in class_names}
+    for name in class_names:
+        known.setdefault(name.strip(), name)  # a table's cells are read without the spaces around
+    items = [item._replace(label=known[item.label]) for item in found.items if item.label in known]
     others = Counter(item.label for item in found.items if item.label not in known)
     if others and not items:
         raise UserError(

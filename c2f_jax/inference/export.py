@@ -14,14 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.errors import UserError
+from c2f_jax import storage
+from c2f_jax.console import tell
+from c2f_jax.errors import UserError, as_text
 from c2f_jax.evaluation.fusion import Fusion, calibrated
 from c2f_jax.inference.model_card import model_card
 from c2f_jax.inference.predict import Model, model_of_run
 from c2f_jax.kernels import ordered
 from c2f_jax.models.pretrained import save_weights
 from c2f_jax.models.two_looks import log_probabilities
-from c2f_jax.runs.workdir import check_writable, write_json
+from c2f_jax.runs.workdir import write_json
+from c2f_jax.storage import check_writable
 from c2f_jax.training import steps
 from c2f_jax.training.losses import Task
 
@@ -55,6 +58,8 @@ def export_run(workdir: Path, config: Any, output: Path) -> None:
                 f"--mode export needs the package {package}, for {what}: pip install {' '.join(PACKAGES)} "
                 "(the extra export of c2f-jax)"
             )
+    if storage.is_remote(output):
+        raise UserError(f"--output: an export is a folder on this machine; got {output}: give one, and copy it there")
     output = output.resolve()  # "." has no name, and is a folder all the same
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output: {output} exists and is not an empty folder; choose another")
@@ -69,19 +74,19 @@ def export_run(workdir: Path, config: Any, output: Path) -> None:
     with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as parent:
         folder = Path(parent) / "model"
         folder.mkdir()
-        (folder / STABLEHLO).write_bytes(stablehlo(function, raw))
-        (folder / ONNX).write_bytes(onnx(function, raw))
+        storage.write_bytes(folder / STABLEHLO, stablehlo(function, raw))
+        storage.write_bytes(folder / ONNX, onnx(function, raw))
         save_weights(folder / WEIGHTS, params, batch_stats)
         write_json(folder / DESCRIPTION, description(model))
         card = model_card(workdir, config, model.class_names, model.step)
-        (folder / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
+        storage.write_text(folder / CARD, as_text(card))
         if output.exists():  # perhaps where somebody stands: it stays the same folder
             for path in folder.iterdir():
                 path.replace(output / path.name)
         else:
             folder.replace(output)
     for name in (STABLEHLO, ONNX, WEIGHTS, DESCRIPTION, CARD):
-        print(f"{output / name}: {(output / name).stat().st_size / 1e6:.2f} MB")
+        tell(f"{output / name}: {(output / name).stat().st_size / 1e6:.2f} MB")
 
 
 def answer(

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from c2f_jax import storage
+
 FIGURES = {
     "top_1_accuracy": "top-1 accuracy",
     "top_5_accuracy": "top-5 accuracy",
@@ -45,7 +47,7 @@ def model_card(workdir: Path, config: Any, class_names: Sequence[str], step: int
     """Markdown, with the front matter that model hubs read; figures are those of the run's `results.json`."""
     results = _results(workdir, step)
     data, terms = DATA[config.dataset.name]
-    title = _one_line(workdir.resolve().name)
+    title = _one_line(Path(storage.resolved(workdir)).name)
     two = config.method != "baseline"
     lines = [
         *("---", "library_name: jax", "license: other", "tags:", "- image-classification", "- fine-grained", "---", ""),
@@ -112,7 +114,7 @@ def _origin(config: Any) -> str:
 def _results(workdir: Path, step: int) -> Mapping[str, Any]:
     """The run's results, or nothing where there are none of this step."""
     try:
-        results = json.loads((workdir / "results.json").read_text())
+        results = json.loads(storage.read_text(workdir / "results.json"))
     except (OSError, ValueError):
         return {}
     return results if isinstance(results, dict) and results.get("step") == step else {}

@@ -1,5 +1,6 @@
 """A finished run looks at any number of image files, in bounded memory, on all devices of this process."""
 
+import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from c2f_jax import storage
 from c2f_jax.data import images, pipeline
 from c2f_jax.errors import UserError
 from c2f_jax.evaluation.fusion import Fusion, calibrated
@@ -29,7 +31,8 @@ TOP = 5
 ANSWERS = ("calibrated", "fused", "coarse")  # of the views that there are, the first is the answer
 
 Picture = np.ndarray | Image.Image
-Pictures = str | Path | Picture | Sequence[str | Path | Picture]
+File = str | os.PathLike[str]
+Pictures = File | Picture | Sequence[File | Picture]
 Step = Callable[[Any, dict[str, Any], dict[str, jax.Array]], Any]
 
 
@@ -136,7 +139,7 @@ class Model:
             TypeError: if something is neither file nor picture.
             FloatingPointError: if the model's answers are not finite.
         """
-        if isinstance(files, str | Path):
+        if isinstance(files, str | os.PathLike):
             root, names = list_images(files)
             return self.predict_below(root, names, mark_unknown=mark_unknown, fast=fast, gate=gate, top=top)
         else:
@@ -144,13 +147,13 @@ class Model:
             alone = isinstance(files, Image.Image) or (isinstance(files, np.ndarray) and files.ndim < 4)
             many = not alone and isinstance(files, Iterable) and not isinstance(files, bytes)
             given: list[Any] = list(cast(Iterable[Any], files)) if many else [files]
-            names = [str(one) if isinstance(one, str | Path) else f"[{i}]" for i, one in enumerate(given)]
+            names = [os.fspath(one) if isinstance(one, str | os.PathLike) else f"[{i}]" for i, one in enumerate(given)]
             sources = [_source(one, name) for one, name in zip(given, names, strict=True)]
         return self._predict(sources, names, mark_unknown=mark_unknown, fast=fast, gate=gate, top=top)
 
     def predict_below(self, root: Path, names: Sequence[str], **how: Any) -> Iterator[Prediction]:
         """`predict` of files whose paths below `root` are known; `how`: all of its options."""
-        return self._predict([root / name for name in names], names, **how)
+        return self._predict([storage.join(root, name) for name in names], names, **how)
 
     def check_gate(self, *, fast: bool, gate: float | None) -> None:
         """Raises UserError unless answers can be made so."""
@@ -251,18 +254,19 @@ class Model:
 
 def _source(given: Any, name: str) -> Path | Picture:
     """Raises TypeError or ValueError if it is neither a path nor a picture; what it is called is `name`."""
-    if isinstance(given, str):
-        return Path(given)
+    if isinstance(given, str | os.PathLike):
+        storage.check_scheme("predict", os.fspath(given), ("gs",))
+        return storage.path(given) if storage.is_remote(given) else Path(given)
     if isinstance(given, jax.Array):
         given = np.asarray(given)
     if isinstance(given, np.ndarray):
         images.check_array(given)
-    elif not isinstance(given, Path | Image.Image):
+    elif not isinstance(given, Image.Image):
         raise TypeError(f"a picture is a path, an array or a Pillow image; {name} is {type(given).__name__}")
     return given
 
 
-def load_model(workdir: str | Path) -> Model:
+def load_model(workdir: File) -> Model:
     """The model of the last checkpoint in `workdir`.
 
     Raises:
@@ -274,7 +278,7 @@ def load_model(workdir: str | Path) -> Model:
             print(prediction.file, prediction.best, prediction.box)
         (one,) = load_model("runs/cub").predict(array)  # or Image.open(...), "photo.jpg", [array, "photo.jpg"]
     """
-    workdir = Path(workdir)
+    workdir = storage.as_path("workdir", os.fspath(workdir))
     return model_of_run(workdir, read_config(workdir))
 
 
@@ -303,16 +307,16 @@ def prediction_step(
     return said
 
 
-def list_images(place: str | Path) -> tuple[Path, list[str]]:
+def list_images(place: File) -> tuple[Path, list[str]]:
     """(folder, paths below it) of all images in a folder, or of an image file.
 
     Raises:
         UserError: if there is nothing, or no image in it.
     """
-    place = Path(place)
-    if place.is_file():
+    place = storage.as_path("--images", os.fspath(place))
+    if storage.is_file(place):
         return place.parent, [place.name]
-    if not place.is_dir():
+    if not storage.is_dir(place):
         raise UserError(f"{place} does not exist: give a folder of images, or an image")
     names = [str(name) for name in images.find_images(place)]
     if not names:

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from c2f_jax import storage
+from c2f_jax.console import tell
 from c2f_jax.data.images import decode
-from c2f_jax.errors import UserError
+from c2f_jax.errors import UserError, one_line
 from c2f_jax.inference.predict import TOP, Model, Prediction, list_images
-from c2f_jax.inference.resumable import csv_lines, json_lines, resuming
+from c2f_jax.inference.resumable import csv_lines, json_lines, part_of, resuming
 from c2f_jax.runs import spreadsheets
-from c2f_jax.runs.workdir import check_writable
 from c2f_jax.runs.writers import track
+from c2f_jax.storage import check_writable
 
 OVERLAY_SIDE = 448  # pixels, of the longer side of each panel
 MARGIN = 6
@@ -27,7 +29,7 @@ def check_output(output: Path) -> None:
     """Raises UserError if `predict_folder` would overwrite it, or if it is called like another kind of file."""
     if output.suffix.lower() == ".json":
         raise UserError(f"--output: {output}: a file with an object per line is called {output.stem}.jsonl")
-    if output.exists():
+    if storage.exists(output):
         raise UserError(f"--output: {output} exists; choose another name, or move it away")
 
 
@@ -51,7 +53,8 @@ def predict_folder(
         images: a folder, or an image file.
         output: with the suffix .jsonl or .ndjson JSON lines, see `as_object`; otherwise CSV, one row per image, see
             `header`. Appears when it is complete, see `resumable`.
-        overlays: folder for one picture per image at the same path with .png added, or None.
+        overlays: folder for one picture per image at the same path with .png added (a name that is too long for that
+            is cut, see `storage.inside`), or None.
         mark_unknown: say of each image whether it is none of the classes.
         fast, gate, top: see `Model.predict`.
 
@@ -64,21 +67,19 @@ def predict_folder(
     model.check_gate(fast=fast, gate=gate)
     if mark_unknown:
         model.threshold(fast=fast, gate=gate)
-    going_on = output.with_name(output.name + ".part").exists()
-    if (
-        overlays is not None
-        and overlays.exists()
-        and (not overlays.is_dir() or (any(overlays.iterdir()) and not going_on))
-    ):
+    taken = overlays is not None and (
+        storage.is_file(overlays) or (storage.names(overlays) and not part_of(output).exists())
+    )
+    if taken:
         raise UserError(f"--overlays: {overlays} exists and is not an empty folder; choose another")
     check_writable("--output", output.parent)
     if overlays is not None:
         check_writable("--overlays", overlays)
     command = {
-        "run": str(model.workdir.expanduser().resolve()),
+        "run": storage.resolved(model.workdir),
         "step": model.step,
-        "images": str(root.resolve()),
-        "overlays": None if overlays is None else str(overlays.resolve()),
+        "images": storage.resolved(root),
+        "overlays": None if overlays is None else storage.resolved(overlays),
         **{"unknown": mark_unknown, "fast": fast, "gate": gate, "top": top},
         "fusion": None if model.fusion is None else list(model.fusion),
     }
@@ -97,25 +98,32 @@ def predict_folder(
         done, unreadable = {file for file, _ in rows.done}, sum(error for _, error in rows.done)
         left = [name for name in names if key_of(name) not in done]
         if done:
-            print(f"going on: {len(names) - len(left)} of {len(names)} images are done")
+            tell(f"going on: {len(names) - len(left)} of {len(names)} images are done")
         found = model.predict_below(root, left, mark_unknown=mark_unknown, fast=fast, gate=gate, top=top)
         for prediction in track(found, total=len(left), what="predict"):
             if overlays is not None and prediction.error is None:
-                path = overlays / f"{prediction.file}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                overlay(decode(root / prediction.file), prediction).save(path)
+                picture = overlay(decode(storage.join(root, prediction.file)), prediction)
+                _save(picture, storage.inside(overlays, f"{prediction.file}.png"))
             rows.write(line_of(prediction))
             unreadable += prediction.error is not None
     return unreadable
 
 
+def _save(picture: Image.Image, path: Path) -> None:
+    storage.make_folder(path.parent)
+    with storage.writing(path) as file:
+        picture.save(file, "png")
+
+
 def _images(images: Path, overlays: Path | None) -> tuple[Path, list[str]]:
     """`list_images`, without the pictures that an earlier start has put into a folder among them."""
     root, names = list_images(images)
-    inside = overlays is not None and overlays.resolve().is_relative_to(root.resolve())
-    if overlays is None or not inside:
+    if overlays is None:
         return root, names
-    made = overlays.resolve().relative_to(root.resolve()).parts
+    here, there = Path(storage.resolved(root)), Path(storage.resolved(overlays))
+    if not there.is_relative_to(here):
+        return root, names
+    made = there.relative_to(here).parts
     return root, [name for name in names if Path(name).parts[: len(made)] != made]
 
 
@@ -215,4 +223,4 @@ def _captions(prediction: Prediction) -> Iterator[str]:
     if prediction.unknown:
         yield "unknown: none of these"
     for view in reversed(prediction.top):
-        yield f"{view}: " + ", ".join(f"{name} {value:.0%}" for name, value in prediction.top[view][:3])
+        yield one_line(f"{view}: " + ", ".join(f"{name} {value:.0%}" for name, value in prediction.top[view][:3]))

@@ -6,7 +6,11 @@ cut, is always made again.
 """
 
 import csv
+import hashlib
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
+from c2f_jax import storage
 from c2f_jax.errors import UserError
 from c2f_jax.runs.spreadsheets import FORMAT
 from c2f_jax.runs.workdir import write_json
@@ -35,6 +40,14 @@ class Rows:
         self._file.flush()
 
 
+def part_of(output: Path) -> Path:
+    """What `output` is called until it is complete. A bucket's objects cannot be written row by row: here, then."""
+    if not storage.is_remote(output):
+        return output.with_name(output.name + ".part")
+    place = hashlib.sha256(os.fsencode(output)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"c2f-jax-{place}" / f"{output.name}.part"
+
+
 @contextmanager
 def resuming(
     output: Path, command: Mapping[str, Any], lines: Callable[[Path], Iterator[tuple[str, Any]]], first_line: str = ""
@@ -50,7 +63,8 @@ def resuming(
     Raises:
         UserError: if another process writes it, or what is there is another command's.
     """
-    part = output.with_name(output.name + ".part")
+    part = part_of(output)
+    storage.make_folder(part.parent)
     about = part.with_name(part.name + ".json")
     with _alone(part.with_name(part.name + ".lock"), output):
         kept: list[tuple[str, Any]] = []
@@ -65,7 +79,12 @@ def resuming(
         temporary.replace(part)
         with part.open("a", **FORMAT) as file:  # type: ignore[call-overload]
             yield Rows(file, [done for _, done in kept])
-        part.replace(output)
+        if storage.is_remote(output):
+            with part.open("rb") as written, storage.writing(output) as file:
+                shutil.copyfileobj(written, file)
+            part.unlink()
+        else:
+            part.replace(output)
         about.unlink()
 
 
@@ -89,7 +108,7 @@ def _alone(path: Path, output: Path) -> Iterator[None]:
 def _check(part: Path, about: Path, command: Mapping[str, Any]) -> None:
     """Raises UserError unless the part is of this command."""
     try:
-        there = json.loads(about.read_text())
+        there = json.loads(storage.read_text(about))
         differences = [f"{name}: {there.get(name)} there, {value} now" for name, value in command.items()]
         differences = [
             told for told, name in zip(differences, command, strict=True) if there.get(name) != command[name]

@@ -15,8 +15,9 @@ import numpy as np
 from flax import traverse_util
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, load_file, save
 
+from c2f_jax import storage
 from c2f_jax.errors import UserError
 
 OURS = "c2f"  # before the keys of what no published backbone has, in files of `save_weights`
@@ -118,11 +119,11 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
     Raises:
         UserError: if there is no such file or model, or the file is not in the safetensors format.
     """
-    path = _download(source) if source.startswith("hf://") else Path(source).expanduser()
-    if not path.is_file():
+    path = _download(source) if source.startswith("hf://") else storage.as_path("model.pretrained", source)
+    if not storage.is_file(path):
         raise UserError(f"there is no file of weights {path}; give the path of a .safetensors file or hf://owner/name")
     try:
-        return load_file(path)
+        return load(storage.read_bytes(path)) if storage.is_remote(path) else load_file(path)
     except (SafetensorError, OSError, KeyError) as error:  # KeyError: a dtype that NumPy lacks
         raise UserError(f"{path} cannot be read as safetensors of a NumPy dtype: {_one_line(error)}") from error
 

@@ -8,7 +8,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from c2f_jax.console import tell
 from c2f_jax.data import pipeline
+from c2f_jax.data.checking import Hosts
 from c2f_jax.data.raw import Raw
 from c2f_jax.data.sources import Balanced, Labelled, Source, Splits, load
 from c2f_jax.data.splitting import compile_pattern
@@ -20,7 +22,8 @@ from c2f_jax.models.two_looks import learned_region, threshold_region
 from c2f_jax.runs import fields, parallel, processes
 from c2f_jax.runs.checkpoint import latest_step, read_latest
 from c2f_jax.runs.init_from import Start, choose, told
-from c2f_jax.runs.workdir import as_path, read_class_names, read_config
+from c2f_jax.runs.workdir import read_class_names, read_config
+from c2f_jax.storage import as_path
 from c2f_jax.training import augment, losses
 from c2f_jax.training.optimizer import make_optimizer, make_schedule
 from c2f_jax.training.stages import Stage, stage_of_checkpoint
@@ -294,7 +297,7 @@ class Run:
         except UserError as error:
             raise UserError(f"config.init_from={there}: {error}") from error
         if processes.is_first():
-            print(told(there, step, taken, left, (len(names), len(self.splits.class_names))))
+            tell(told(there, step, taken, left, (len(names), len(self.splits.class_names))))
         return new
 
     def abstract_state(self, step: int) -> TrainState:
@@ -369,6 +372,7 @@ def load_splits(config: Any) -> Splits:
         group_by=config.dataset.group_by,
         shots=config.dataset.shots,
         min_side=config.dataset.raw_size,
+        hosts=Hosts(processes.index(), processes.count(), processes.gathered) if processes.count() > 1 else None,
     )
 
 

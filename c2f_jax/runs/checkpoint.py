@@ -4,12 +4,20 @@ A trainer writes by `Checkpoints`; everybody else reads by the functions below, 
 missing and cut files, and no changed byte in arrays: beside each state stand checksums of ours, and reading compares.
 """
 
+import atexit
 import dataclasses
+import errno
 import json
+import logging
+import os
+import re
+import shutil
 import sys
+import tempfile
 import zlib
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +26,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
-from c2f_jax import program
-from c2f_jax.errors import UserError
+from c2f_jax import program, storage
+from c2f_jax.console import warn
+from c2f_jax.errors import UserError, as_text
 from c2f_jax.runs import processes
 
 ATTEMPTS = 20
@@ -29,7 +38,15 @@ CHECKSUMS = "checksums"  # among the numbers beside a state
 class Checkpoints:
     """The checkpoints of one run, to write; each is written whole or not at all."""
 
-    def __init__(self, workdir: Path, *, every_steps: int, at_steps: Collection[int], keep: int = 2):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        every_steps: int,
+        at_steps: Collection[int],
+        keep: int = 2,
+        still_ours: Callable[[], None] | None = None,
+    ):
         """Opens those of the run in `workdir`, for its trainer alone: what an interrupted save left is removed.
 
         Args:
@@ -37,21 +54,28 @@ class Checkpoints:
             every_steps: save at multiples of this.
             at_steps: and at these (the stages' ends).
             keep: how many of the latest to keep.
+            still_ours: raises OSError where this process may no longer write there.
+
+        Raises:
+            OSError: if they cannot be opened.
         """
         # Preemption is not among the policies: `interruption` notes the signals, and the loop saves.
         when = [
             save_decision_policy.FixedIntervalPolicy(every_steps),
             save_decision_policy.SpecificStepsPolicy(frozenset(at_steps)),
         ]
-        self._folder = (workdir / "checkpoints").absolute()
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                save_decision_policy=save_decision_policy.AnySavePolicy(when),
-                preservation_policy=preservation_policy.LatestN(keep),
-                cleanup_tmp_directories=True,
-            ),
-        )
+        self._workdir, self._folder = workdir, _folder(workdir)
+        _without_echoes()
+        self._still_ours = still_ours or (lambda: None)
+        with self._told("opened"):
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    save_decision_policy=save_decision_policy.AnySavePolicy(when),
+                    preservation_policy=preservation_policy.LatestN(keep),
+                    cleanup_tmp_directories=True,
+                ),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -72,15 +96,18 @@ class Checkpoints:
 
         Raises:
             FloatingPointError: if a parameter is not finite: the checkpoint before stays the last.
+            OSError: if it, or the one before, cannot be written: the one before that stays the last.
         """
         if not is_finite(_fields(state)["params"]):
             raise FloatingPointError(f"the parameters are not finite before step {step}, so it is not saved")
         beside = {**progress, CHECKSUMS: checksums(state)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(beside)),
-            force=not due,
-        )
+        self._still_ours()
+        with self._told(f"saved at step {step}"):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(beside)),
+                force=not due,
+            )
 
     def restore(self, step: int, template: Any) -> tuple[Any, dict[str, float]]:
         """The state of `step` with the template's structure, dtypes and shardings, whichever devices saved it, and the
@@ -104,7 +131,7 @@ class Checkpoints:
         """
         damaged: list[tuple[int, str]] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            whole = partial(_told, self._folder.parent, step, lambda step: self.restore(step, template(step)))
+            whole = partial(_told, self._workdir, step, lambda step: self.restore(step, template(step)))
             try:
                 state, progress = processes.together(whole)
             except UserError as error:
@@ -117,17 +144,41 @@ class Checkpoints:
             return step, state, progress, tuple(notes)
         raise UserError(f"{damaged[0][1]}; there is no whole one before it: restore it, or choose another --workdir")
 
+    def set_aside_after(self, step: int) -> str:
+        """Moves the checkpoints of later steps to `damaged/`, in all processes; a line that says so, "" if none are."""
+        with self._told("saved"):
+            self._manager.wait_until_finished()
+        later = sorted(number for number in self._manager.all_steps() if number > step)
+        if not later:
+            return ""
+        processes.by_first(partial(self._set_aside, later))
+        self._manager.reload()
+        return f"; saved while it went wrong, and set aside: checkpoint {', '.join(map(str, later))}"
+
     def _set_aside(self, steps: Collection[int]) -> None:
-        place = self._folder.parent / "damaged"
-        place.mkdir(exist_ok=True)
+        place = self._workdir / "damaged"
+        storage.make_folder(place)
         for step in steps:
-            number = sum(1 for _ in place.glob(f"{step}*"))
-            (self._folder / str(step)).rename(place / (f"{step}.{number}" if number else str(step)))
+            number = sum(name.partition(".")[0] == str(step) for name in storage.names(place))
+            storage.move_folder(self._folder / str(step), place / (f"{step}.{number}" if number else str(step)))
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on disk.
+
+        Raises:
+            OSError: if it cannot be written: the checkpoint before stays the last.
+        """
+        with self._told("saved"):
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong in it as an OSError in a line."""
+        try:
+            yield
+        except Exception as error:  # told by whichever library is at it
+            raise _as_os_error(error, self._workdir / "checkpoints", what) from error
 
 
 def checksums(state: Any) -> dict[str, str]:
@@ -187,9 +238,60 @@ def _told(workdir: Path, step: int, do: Callable[[int], Any]) -> Any:
         raise UserError(f"{workdir}: checkpoint {step} cannot be read: {said}") from error
 
 
+def _folder(workdir: Path) -> Path:
+    """Of the checkpoints, as orbax takes it: tensorstore knows only names that are UTF-8."""
+    if storage.is_remote(workdir):
+        return workdir / "checkpoints"
+    folder = workdir.absolute()
+    return (folder if as_text(str(folder)) == str(folder) else _alias(folder)) / "checkpoints"
+
+
+@cache
+def _alias(folder: Path) -> Path:
+    """A link to it of another name, for as long as this process lives."""
+    place = Path(tempfile.mkdtemp(prefix="c2f-jax-"))
+    (place / "run").symlink_to(folder)
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place / "run"
+
+
+class _Raised(logging.Filter):
+    """Without what orbax tells of an error that it raises, too: pages of stack from another thread."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_Raised())
+
+
+@cache
+def _without_echoes() -> None:
+    """After an error tensorstore's threads still call the loop that orbax has closed, and print a traceback each."""
+    told = sys.excepthook
+
+    def hook(kind: Any, error: BaseException, trace: Any) -> None:
+        if kind is not RuntimeError or str(error) != "Event loop is closed":
+            told(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 def _steps(workdir: Path) -> list[int]:
-    # A checkpoint gets its step for a name when it is complete.
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+    folder = workdir / "checkpoints"
+    steps = sorted(int(name) for name in storage.names(folder) if name.isdecimal())
+    if storage.is_remote(folder):  # where nothing is renamed, this says that a checkpoint is complete
+        return [step for step in steps if storage.is_file(folder / str(step) / "commit_success.txt")]
+    return steps  # a checkpoint gets its step for a name when it is complete
+
+
+def _as_os_error(error: Exception, folder: Path, what: str) -> OSError:
+    """What orbax and tensorstore raise where a disk or bucket fails, with the system's own number if they tell it."""
+    said = " ".join(str(error).split())
+    found = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", said)
+    number = error.errno if isinstance(error, OSError) and error.errno else int(found[1] or found[2]) if found else 0
+    why = os.strerror(number) if number else f"{type(error).__name__}: {said[:200]}"
+    return OSError(number or errno.EIO, f"a checkpoint could not be {what}: {why}", str(folder))
 
 
 def latest_step(workdir: Path) -> int:
@@ -200,7 +302,9 @@ def latest_step(workdir: Path) -> int:
     """
     steps = _steps(workdir)
     if not steps:
-        raise UserError(f"{workdir} holds no checkpoint; train first: {program.command()} --workdir {workdir}")
+        raise UserError(
+            f"{workdir} holds no checkpoint; train first: {program.command()} {program.flag('workdir', workdir)}"
+        )
     return steps[-1]
 
 
@@ -215,10 +319,10 @@ def read(workdir: Path, step: int, template: Any) -> Any:
     restore = ocp.args.PyTreeRestore(
         item=template, restore_args=ocp.checkpoint_utils.construct_restore_args(template), partial_restore=True
     )
-    folder = (workdir / "checkpoints" / str(step)).absolute()
+    folder = _folder(workdir) / str(step)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         state = checkpointer.restore(folder / "state", args=restore)
-    _verify(state, json.loads((folder / "progress" / "metadata").read_text()))
+    _verify(state, json.loads(storage.read_text(folder / "progress" / "metadata")))
     return state
 
 
@@ -240,7 +344,7 @@ def read_latest(workdir: Path, template: Any, *, finite: bool = False) -> tuple[
         return int(processes.told_by_first(lambda: str(latest_step(workdir))))
 
     def there(step: int) -> None:
-        if not (workdir / "checkpoints" / str(step)).is_dir():
+        if not storage.is_dir(workdir / "checkpoints" / str(step)):
             raise UserError(f"{workdir} is not the folder of process 0: it has no checkpoint {step}")
 
     def whole(step: int) -> Any:
@@ -257,7 +361,7 @@ def read_latest(workdir: Path, template: Any, *, finite: bool = False) -> tuple[
             except UserError:
                 continue
             if processes.is_first():
-                print(f"{error}; checkpoint {before} is used", file=sys.stderr)
+                warn(f"{error}; checkpoint {before} is used")
             return before, state
         raise error
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from c2f_jax import storage
 from c2f_jax.errors import UserError
 
 
@@ -24,6 +25,7 @@ class Field(NamedTuple):
         choices: all that it takes, if that is so little.
         length: of a tuple.
         path: whether a text is one.
+        schemes: of a path: "gs" if it may be in a bucket, ...
         empty: whether a text may be empty.
         none: whether None will do.
     """
@@ -34,6 +36,7 @@ class Field(NamedTuple):
     choices: tuple[Any, ...] = ()
     length: int = 0
     path: bool = False
+    schemes: tuple[str, ...] = ()
     empty: bool = True
     none: bool = False
 
@@ -59,8 +62,7 @@ class Field(NamedTuple):
             return type(value) is tuple and len(value) == self.length and all(map(self._holds, value))
         if self.kind is str:
             right = type(value) is str and "\0" not in value
-            # `~nobody` would be expanded to nothing.
-            right = right and not (self.path and os.path.expanduser(value).startswith("~"))
+            right = right and not (self.path and (_is_of_nobody(value) or _is_elsewhere(value, self.schemes)))
             return right and (self.empty or bool(value.strip()))
         if self.kind is bool:
             return type(value) is bool
@@ -90,16 +92,30 @@ def _one_of(*choices: Any) -> Field:
     return Field(type(choices[0]), choices=choices)
 
 
+def _is_of_nobody(path: str) -> bool:
+    # `~nobody` would be expanded to nothing. Where there is no home folder at all, whoever needs the path says so.
+    return path.startswith("~") and path[1:2] not in ("", "/") and os.path.expanduser(path).startswith("~")
+
+
+def _is_elsewhere(path: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        storage.check_scheme("", path, schemes)
+    except UserError:
+        return True
+    return False
+
+
 _BOOL, _TEXT, _PATH, _FOLDER = Field(bool), Field(str), Field(str, path=True), Field(str, path=True, empty=False)
+_ANYWHERE = Field(str, path=True, schemes=("gs",))
 _SIDE = _float(0.01, 1.0)
 _COUNT = 2**31 - 1
 
 TABLE: dict[str, Field] = {
     "method": _one_of("baseline", "attention", "wsdan", "coarse2fine", "random_box"),
     "seed": _int(0, 2**32 - 1),
-    "init_from": _PATH,
+    "init_from": _ANYWHERE,
     "dataset.name": _one_of("paper_birds", "cub200_2011", "deep_pcb", "folder"),
-    "dataset.path": _PATH,
+    "dataset.path": _ANYWHERE,
     "dataset.cache_dir": _FOLDER,
     "dataset.unreadable": _one_of("skip", "fail"),
     "dataset.group_by": _TEXT,
@@ -123,7 +139,7 @@ TABLE: dict[str, Field] = {
     "model.backbone": _one_of(
         *("efficientnet_lite0", "resnet10_small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
     ),
-    "model.pretrained": _PATH,
+    "model.pretrained": _ANYWHERE._replace(schemes=("gs", "hf")),
     "model.output_stride": _one_of(0, 8, 16, 32),
     "model.view_size": _int(8, 2048),
     "model.num_maps": _int(1, 1024),
@@ -285,8 +301,10 @@ def hint(name: str, field: Field, value: Any) -> str:
     if field.choices and isinstance(value, str) and field.kind is str:
         close = difflib.get_close_matches(value, field.choices, n=1)
         return f"; {close[0]}?" if close else ""
-    if field.path and isinstance(value, str) and value.startswith("~"):
+    if field.path and isinstance(value, str) and _is_of_nobody(value):
         return "; there is no home folder of that name"
+    if field.path and isinstance(value, str) and _is_elsewhere(value, field.schemes):
+        return f"; it takes a path {' or '.join(['on this machine', *(f'{name}://...' for name in field.schemes)])}"
     if name == "augment.std" and type(value) is tuple and any(type(v) is float and 0 < v < 1 for v in value):
         return "; it counts in grey levels of 0 to 255"
     return ""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from c2f_jax import storage
 from c2f_jax.errors import UserError
 from c2f_jax.evaluation.fusion import Fusion, calibrated_scores, figures, fit
 from c2f_jax.evaluation.scores import Scores
@@ -66,7 +67,7 @@ def read(workdir: Path, step: int) -> Fusion | None:
     """
     path = workdir / FILE
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(storage.read_text(path))
         fusion, of = answers_of(stored), int(stored["step"])
         if fusion and not (0.0 <= fusion.weight <= 1.0 and all(0.0 < value < math.inf for value in fusion[1:])):
             raise ValueError("a weight from 0 to 1 and temperatures above 0 are needed")

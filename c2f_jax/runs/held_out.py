@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from c2f_jax import program, storage
 from c2f_jax.data.photos import Photos
 from c2f_jax.data.sources import Splits
 from c2f_jax.errors import UserError
@@ -22,7 +23,7 @@ def changed_test_part(workdir: Path, splits: Splits) -> str:
     """A line if a run that goes on would be tested on other photos than it began with, or "" if nobody knows."""
     of = _told(splits)
     try:
-        stored = json.loads((workdir / FILE).read_text())
+        stored = json.loads(storage.read_text(workdir / FILE))
     except (OSError, ValueError):
         return ""
     if of is None or not isinstance(stored, dict) or not _differ(stored, of):
@@ -45,15 +46,17 @@ def check_test_part(workdir: Path, config: Any, splits: Splits) -> str:
     """
     there, here = read_config(workdir).dataset, config.dataset
     moved = here.name != there.name or resolved(here.path) != resolved(there.path)
-    remedy = f"to measure all labelled photos of a folder or table: --mode=eval --workdir {workdir} --images "
-    remedy += str(here.path) if moved and here.path else "DIR"
+    images = program.flag("images", here.path) if moved and here.path else "--images=DIR"
+    remedy = (
+        f"to measure all labelled photos of a folder or table: --mode=eval {program.flag('workdir', workdir)} {images}"
+    )
     if moved and read_class_names(workdir) != splits.class_names:
         raise UserError(f"dataset.path: {here.path} holds other classes than {workdir} was trained on; {remedy}")
     check_class_names(workdir, splits.class_names)
     of = _told(splits)
     if of is None:
         return ""
-    if not (workdir / FILE).exists():
+    if not storage.exists(workdir / FILE):
         return (
             f"{workdir} does not say which photos it was trained on (an earlier version's does not): if {here.path} "
             f"holds others, its {of['images']} test images are some of them; {remedy}"
@@ -61,7 +64,7 @@ def check_test_part(workdir: Path, config: Any, splits: Splits) -> str:
             else ""
         )
     try:
-        stored = json.loads((workdir / FILE).read_text())
+        stored = json.loads(storage.read_text(workdir / FILE))
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir / FILE} cannot be read ({error}); restore it; or, {remedy}") from error
     if not isinstance(stored, dict):

@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 from c2f_jax import program
+from c2f_jax.console import Stream
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -72,12 +74,14 @@ class Interruption:
 
 def _say(line: str) -> None:
     # By hand: the main thread may hold the lock of `sys.stderr`.
-    start = "\r" if sys.stderr.isatty() else ""
-    os.write(2, f"{start}{program.name()}: {line}\n".encode())
+    start = "\r" if Stream("stderr").isatty() else ""
+    with suppress(OSError):  # nobody reads it any more
+        os.write(2, f"{start}{program.name()}: {line}\n".encode())
 
 
 def _end(number: int, parting: str) -> None:
-    if sys.stdout.isatty():
-        os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a progress bar hides the cursor
+    if Stream().isatty():
+        with suppress(OSError):
+            os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a progress bar hides the cursor
     _say(parting)
     os._exit(128 + number)

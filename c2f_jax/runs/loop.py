@@ -1,10 +1,11 @@
 """The whole story of a run, from a config to `results.json`."""
 
+import os
 import platform
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from c2f_jax import storage
+from c2f_jax.console import tell
 from c2f_jax.data import pipeline
 from c2f_jax.data.sources import Source, Splits, Subset
 from c2f_jax.errors import Interrupted, UserError
@@ -24,6 +27,7 @@ from c2f_jax.evaluation.scores import Scores, batch_scores, joined
 from c2f_jax.runs import fusion, none_of_these, outcome, parallel, processes
 from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits, raw_images
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
+from c2f_jax.runs.explosion import Watch
 from c2f_jax.runs.held_out import changed_test_part, check_test_part, remember_test_part
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import TOKEN, check_workdir, claim_workdir, essential, locked, write_json
@@ -42,7 +46,9 @@ TOO_LARGE = 0.9
 SHARED_SECONDS = 10
 
 
-def train_and_evaluate(config: Any, workdir: str | Path, *, interruption: Interruption | None = None) -> dict[str, Any]:
+def train_and_evaluate(
+    config: Any, workdir: storage.Name, *, interruption: Interruption | None = None
+) -> dict[str, Any]:
     """Trains through all stages, evaluates the test part once, and leaves everything in `workdir`.
 
     Called again with the same config it goes on from the last whole checkpoint; bit for bit on the same CPU. Weights
@@ -66,15 +72,15 @@ def train_and_evaluate(config: Any, workdir: str | Path, *, interruption: Interr
     """
     began = time.perf_counter()
     run = processes.together(lambda: build(config))
-    names, workdir = run.splits.class_names, Path(workdir)
+    names, workdir = run.splits.class_names, storage.as_path("workdir", os.fspath(workdir))
     processes.check_same("config", essential(config))
     processes.check_same("data set", [names, len(run.splits.train), len(run.splits.validation), len(run.splits.test)])
     # Before anything is written: what cannot be gone on with, or weights that cannot be had, leave no workdir behind.
     processes.by_first(lambda: check_workdir(workdir, config, names))
-    begun = processes.told_by_first(lambda: "begun" if (workdir / "checkpoints").is_dir() else "")
+    begun = processes.told_by_first(lambda: "begun" if storage.is_dir(workdir / "checkpoints") else "")
     fresh = [] if begun else [run.create_state()]
     with ExitStack() as leaving:
-        processes.by_first(lambda: leaving.enter_context(locked(workdir)))
+        still_ours = processes.by_first(lambda: leaving.enter_context(locked(workdir)))
         _check_shared(workdir)
         notes = processes.by_first(lambda: claim_workdir(workdir, config, names)) or ()
         if not begun:
@@ -86,6 +92,7 @@ def train_and_evaluate(config: Any, workdir: str | Path, *, interruption: Interr
                 workdir,
                 every_steps=config.train.checkpoint_every_steps,
                 at_steps=[stage.end for stage in run.stages],
+                still_ours=still_ours,
             )
         )
         interruption = interruption or Interruption()
@@ -125,16 +132,8 @@ def _train(
     def signal() -> int:
         return signals(interruption.signal)
 
-    def remedy() -> str:
-        """What to do where numbers are not finite: this workdir goes on with no other settings."""
-        if checkpoints.latest_step() is None:
-            return "; start again with a smaller --config.optimizer.learning_rate or --config.optimizer.clip_norm"
-        return (
-            f"; from its last checkpoint, in another folder, with smaller steps: --config.init_from={workdir} "
-            f"--workdir={workdir}_2 --config.optimizer.learning_rate={config.optimizer.learning_rate / 4:g}"
-        )
-
-    evaluate_on = _evaluator(run, signal, remedy)
+    watch = Watch(config, workdir, checkpoints, classes=len(run.splits.class_names), start=start)
+    evaluate_on = _evaluator(run, signal, watch.remedy)
     axis = run.backend.axis_name
     compiled = {
         stage.name: run.backend.compile(
@@ -151,7 +150,7 @@ def _train(
     }
     batches = run.training_batches(start)
 
-    with Reporter(total, start=start, quiet=not first) as report:
+    with Reporter(total, start=start, quiet=not first) as report, log:
         report.say(
             f"{config.method} on {config.dataset.name}: {len(run.splits.train)} training, "
             f"{len(run.splits.validation)} validation, {len(run.splits.test)} test images, "
@@ -175,7 +174,7 @@ def _train(
             if closed is None:
                 return
             last_step, steps = closed
-            metrics = _window_means(steps, last_step, remedy)
+            metrics = watch.means(steps, last_step)
             now = time.perf_counter()
             seconds, window_began = now - window_began, now
             progress["train_seconds"] += seconds
@@ -211,16 +210,20 @@ def _train(
                 except _Asked as asked:
                     stopping = asked.signal  # in the middle of it: the next start evaluates again
             due = checkpoints.is_due(step)
-            if due or (stopping and step not in (0, checkpoints.latest_step())):
+            wanted = due or (stopping and step not in (0, checkpoints.latest_step()))
+            if wanted and not watch.settled() and step < total:
+                report.say(f"no checkpoint at step {step}: losses before it were far too large")
+            elif wanted:
                 elapsed = progress["seconds"] + time.perf_counter() - began
                 state_now = run.backend.get_state(state)
+                log.flush()  # which is never behind a checkpoint
                 try:
                     checkpoints.save(step, state_now, {**progress, "seconds": elapsed}, due=due)
                 except FloatingPointError as error:
-                    raise FloatingPointError(f"{error}{remedy()}") from None
+                    raise FloatingPointError(f"{error}{watch.remedy()}") from None
             if stopping:
                 checkpoints.close()
-                where = f"saved at step {step} of {total}" if step else "before the first step"
+                where = f"saved at step {checkpoints.latest_step()} of {total}" if step else "before the first step"
                 raise Interrupted(stopping, f"stopped, {where}; the same command goes on from there")
             if step == total:
                 break
@@ -275,12 +278,12 @@ def _train(
         _draw_sheet(run, final, workdir / "samples.png")
         _tell_test(config, f"{config.dataset.name}, test, {config.method}", test)
         for line in found.told():
-            print(line)
-        print(f"{results['seconds']:.0f} s; {workdir / 'results.json'}, {workdir / 'samples.png'}")
+            tell(line)
+        tell(f"{results['seconds']:.0f} s; {workdir / 'results.json'}, {workdir / 'samples.png'}")
     return results
 
 
-def evaluate_checkpoint(config: Any, workdir: str | Path, *, tell_unknown: bool = False) -> dict[str, float]:
+def evaluate_checkpoint(config: Any, workdir: storage.Name, *, tell_unknown: bool = False) -> dict[str, float]:
     """The test metrics of the last checkpoint in `workdir`, printed and returned; nothing is written.
 
     Args:
@@ -292,7 +295,7 @@ def evaluate_checkpoint(config: Any, workdir: str | Path, *, tell_unknown: bool 
         UserError: if there is no checkpoint, it was trained on other classes, or the photos are not those of the run.
         FloatingPointError: if a figure is not finite.
     """
-    workdir = Path(workdir)
+    workdir = storage.as_path("workdir", os.fspath(workdir))
 
     def prepare() -> tuple[Splits, Trained]:
         step = latest_step(workdir)  # a run that has none says so before the data are read
@@ -302,7 +305,7 @@ def evaluate_checkpoint(config: Any, workdir: str | Path, *, tell_unknown: bool 
         splits = load_splits(config)
         note = check_test_part(workdir, config, splits)
         if note and processes.is_first():
-            print(note)
+            tell(note)
         return splits, build_trained(config, num_classes=len(splits.class_names))
 
     splits, trained = processes.together(prepare)
@@ -319,7 +322,7 @@ def evaluate_checkpoint(config: Any, workdir: str | Path, *, tell_unknown: bool 
         if tell_unknown:
             threshold = none_of_these.read_threshold(workdir, step, answers)
             known = none_of_these.confidence_and_right(scores, answers or Fusion())
-            print(none_of_these.told(kept(*known, threshold), threshold, "test, none of these"))
+            tell(none_of_these.told(kept(*known, threshold), threshold, "test, none of these"))
     return metrics
 
 
@@ -341,7 +344,7 @@ def _tell_test(config: Any, title: str, metrics: dict[str, float]) -> None:
         remedy = "--config.region.background=1.0 --config.region.floor=0.0 --config.region.kappa=2.9"
         if config.region.background:
             remedy = "--config.region.max_side=0.7"
-        print(
+        tell(
             f"the second look covers {share:.0%} of the first and hardly adds to it; "
             f"to hold it back, train with {remedy}"
         )
@@ -404,7 +407,8 @@ def _draw_sheet(run: Run, state: TrainState, path: Path) -> None:
     (batch,) = pipeline.evaluation_batches(source, batch_size=count, raw=raw, process=0, processes=1)
     # The weights are arguments: as constants they would make a program of their own size for each run.
     looks = partial(jax.jit(partial(predict, run.task)), *jax.device_get((state.params, state.batch_stats)))
-    save_sheet(path, looks, batch, run.splits.class_names)
+    with storage.writing(path) as file:
+        save_sheet(file, looks, batch, run.splits.class_names)
 
 
 def _check_shared(workdir: Path) -> None:
@@ -412,11 +416,11 @@ def _check_shared(workdir: Path) -> None:
     if processes.count() == 1:
         return
     path, token = workdir / TOKEN, processes.told_by_first(lambda: secrets.token_hex(8))
-    processes.by_first(lambda: path.write_text(token))
+    processes.by_first(lambda: storage.write_text(path, token))
 
     def look() -> None:
         deadline = time.monotonic() + SHARED_SECONDS  # network file systems may take a while to tell
-        while not path.exists() or path.read_text() != token:
+        while _text(path) != token:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"--workdir {workdir} is not the folder of process 0: give all processes one that they share"
@@ -427,24 +431,10 @@ def _check_shared(workdir: Path) -> None:
         processes.together(look)
     finally:
         if processes.is_first():
-            path.unlink(missing_ok=True)
+            storage.remove(path)
 
 
-def _window_means(
-    window: Sequence[dict[str, jax.Array]], last_step: int, remedy: Callable[[], str]
-) -> dict[str, float]:
-    """Means over the steps of a logging window that ends before `last_step`. remedy: what to say of a loss that is not.
-
-    Raises:
-        FloatingPointError: if a term of the loss is not finite in any of its steps.
-    """
-    rows = jax.device_get(list(window))
-    first_step = last_step - len(rows)
-    for offset, row in enumerate(rows):
-        terms = [name for name, value in row.items() if not np.isfinite(value)]
-        if terms:
-            raise FloatingPointError(
-                f"the loss is not finite at step {first_step + offset} "
-                f"(of the interval {first_step} to {last_step - 1}): {', '.join(terms)}{remedy()}"
-            )
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+def _text(path: Path) -> str:
+    with suppress(OSError):
+        return storage.read_text(path)
+    return ""

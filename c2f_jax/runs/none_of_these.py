@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from c2f_jax import storage
 from c2f_jax.errors import UserError
 from c2f_jax.evaluation.confidence import SHARE, fit_threshold, kept
 from c2f_jax.evaluation.fusion import Fusion, calibrated, right_answers
@@ -71,7 +72,7 @@ def read_threshold(
     path = workdir / FILE
     anew = "the training command once more writes it anew"
     try:
-        fitted = json.loads(path.read_text())
+        fitted = json.loads(storage.read_text(path))
         threshold, of = float(fitted["threshold"]), int(fitted["step"])
         made_with = Fusion(*(float(fitted.get(name, value)) for name, value in BEFORE._asdict().items()))
         two = "confidences" in fitted

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from c2f_jax import storage
 from c2f_jax.errors import UserError
 
 Value = TypeVar("Value")
@@ -97,19 +98,35 @@ def together(do: Callable[[], Value]) -> Value:
     """What `do` returns in this process, once it has succeeded in all of them.
 
     Raises:
-        UserError: if it did in any process: in all of them, with the message of the lowest.
+        UserError: if it did not, by a UserError or OSError, in any process: in all, with the message of the lowest.
     """
     result, message = None, ""
     try:
         result = do()
-    except UserError as error:
-        if count() == 1:
+    except (UserError, OSError) as error:
+        if count() == 1 or (isinstance(error, UserError) and error.shared):
             raise
-        message = str(error)
+        message = str(storage.failed(error) if isinstance(error, OSError) else error)
     for number, text in enumerate(_texts(message)):
         if text:
-            raise UserError(text if number == 0 else f"process {number} of {count()}: {text}")
+            raise _shared(text if number == 0 else f"process {number} of {count()}: {text}")
     return result  # type: ignore[return-value]
+
+
+def gathered(make: Callable[[], bytes]) -> list[bytes]:
+    """What `make` returns in each process, by process; all call it. Within `together`, too.
+
+    Raises:
+        UserError: as of `together`; also if another process has failed before it came here.
+    """
+    data = together(make)
+    if count() == 1:
+        return [data]
+    sizes = np.asarray(multihost_utils.process_allgather(np.array(len(data), np.int32))).reshape(-1)
+    row = np.zeros(max(1, int(sizes.max())), np.uint8)
+    row[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(row)).reshape(count(), -1)
+    return [bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
 
 def by_first(do: Callable[[], Value]) -> Value | None:
@@ -131,10 +148,16 @@ def check_same(what: str, value: object) -> None:
     digests = _texts(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
     different = [number for number, digest in enumerate(digests) if digest != digests[0]]
     if different:
-        raise UserError(
+        raise _shared(
             f"process {different[0]} of {count()} was started with another {what} than process 0: "
             "give all of them the same command"
         )
+
+
+def _shared(message: str) -> UserError:
+    error = UserError(message)
+    error.shared = True
+    return error
 
 
 def _texts(text: str) -> list[str]:

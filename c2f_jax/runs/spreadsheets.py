@@ -11,6 +11,9 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from c2f_jax import storage
+from c2f_jax.errors import as_text
+
 DANGEROUS = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")
 # What has no code in UTF-8 (names of files may be any bytes) is spelled out.
 FORMAT = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
@@ -18,7 +21,7 @@ FORMAT = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
 
 def text(value: str) -> str:
     """A cell of text that comes from outside: names of files and classes, reasons."""
-    plain = value.encode("utf-8", "backslashreplace").decode()
+    plain = as_text(value)
     return f"'{plain}" if plain.lstrip(" ").startswith(DANGEROUS) else plain
 
 
@@ -31,8 +34,6 @@ def line(fields: Sequence[str]) -> str:
 
 def write(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """A whole table, every cell as `text`; it appears when it is complete."""
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", **FORMAT) as file:  # type: ignore[call-overload]
+    with storage.writing_text(path) as file:
         for fields in rows:
             file.write(line([text(field) for field in fields]))
-    partial.replace(path)

@@ -4,6 +4,7 @@ JAX's coordination service aborts a process whose partner is gone: no exception,
 stack. So the work is done by a child, and this parent, which knows no JAX, hands signals down and tells what happened.
 """
 
+import contextlib
 import ctypes
 import os
 import re
@@ -16,7 +17,7 @@ import time
 import traceback
 from typing import IO, NoReturn
 
-from c2f_jax import program
+from c2f_jax import console
 
 CHANNEL = "C2F_JAX_SUPERVISOR"  # tells a child the descriptor of its end of the channel
 JOINED = b"joined"
@@ -71,13 +72,12 @@ def supervise() -> int:
             else "the processes of this run did not find each other: start every one with the same --coordinator and "
             "--processes, each with its own --process, and let the coordinator's port be reachable and free"
         )
-        print(f"{program.name()}: {told}", file=sys.stderr)
+        console.fail(told)
         return 1
-    sys.stderr.buffer.write(fatal)
-    sys.stderr.flush()
+    console.relay(fatal)
     if code < 0:
         ended = f"the working process was ended by {signal.Signals(-code).name}"
-        print(f"{program.name()}: {ended}", file=sys.stderr)
+        console.fail(ended)
         return 128 - code
     return code
 
@@ -101,8 +101,7 @@ def _pass_on(lines: IO[bytes], last_words: list[bytes]) -> None:
         if last_words or FATAL.match(line):
             last_words.append(line)
         else:
-            sys.stderr.buffer.write(line)
-            sys.stderr.flush()
+            console.relay(line)
 
 
 def is_supervised() -> bool:
@@ -146,6 +145,7 @@ def end_with_traceback(error: BaseException, *, wait: float) -> NoReturn:
 
 def end(code: int) -> NoReturn:
     """Ends a child that is not joined to others, or whose others may be gone: jax's own way out waits, or crashes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)

@@ -1,23 +1,24 @@
 """The files of a run besides its checkpoints: `config.json`, `class_names.json`, and whose folder it is."""
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
-from c2f_jax import program
-from c2f_jax.errors import UserError
+from c2f_jax import program, storage
+from c2f_jax.errors import UserError, as_text
 from c2f_jax.runs import fields
+from c2f_jax.runs.lease import Lease
 
 LOCK = "train.lock"
 TOKEN = "shared.tmp"  # by which several processes see whether they share the folder
 # What a start that was killed before it had claimed the workdir may have left.
-UNCLAIMED = {LOCK, TOKEN, "class_names.json", "class_names.tmp", "config.tmp"}
+UNCLAIMED = {LOCK, TOKEN, "class_names.json", "class_names.json.part", "config.json.part"}
+UNCLAIMED |= {"class_names.tmp", "config.tmp"}  # of earlier versions
 
 # By group ("": none), what a run's config holds.
 FIELDS = fields.groups()
@@ -52,71 +53,60 @@ FREE = {
 PATHS = {"init_from", "dataset.path", "model.pretrained"}
 
 
-def check_writable(flag: str, folder: Path) -> None:
-    """Makes a folder for results, before they are worked for.
-
-    Raises:
-        UserError: if nothing can be written there; `flag` names it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(folder, os.W_OK) else "no permission"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise UserError(f"{flag}: nothing can be written into {folder} ({reason.lower()}); choose another place")
-
-
-def as_path(flag: str, text: str) -> Path:
-    """A path as a user gives it; `~` is the home folder.
-
-    Raises:
-        UserError: if there is no such path; `flag` names it.
-    """
-    if not text.strip():
-        raise UserError(f"{flag} is empty: give a path, or leave the flag out")
-    if "\0" in text:
-        raise UserError(f"{flag}: a path holds no NUL character; got {fields.shown(text)}")
-    if "://" in text:
-        raise UserError(f"{flag} takes a path on this machine; got {fields.shown(text)}")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{flag}: there is no home folder for {fields.shown(text)}") from error
-
-
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Makes `workdir`, and is its one trainer meanwhile. The lock is the operating system's: it dies with its process.
+def locked(workdir: Path) -> Iterator[Callable[[], None]]:
+    """Makes `workdir`, and is its one trainer meanwhile; gives what raises UserError if it is that no longer.
 
-    A folder that is not a run's afterwards is left as it was found.
+    On this machine the lock is the operating system's, which dies with its process; in a bucket see `lease`. A folder
+    that is not a run's afterwards is left as it was found.
 
     Raises:
         UserError: if another process trains there.
     """
+    if storage.is_remote(workdir):
+        with ExitStack() as leaving:
+            with _as_workdir(workdir):
+                lease = leaving.enter_context(Lease(workdir / LOCK, str(workdir)))
+            yield lease.check
+        return
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     path = workdir / LOCK
     lock = FileLock(path, blocking=False)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"{workdir} is being trained by another process: wait for it, stop it, or choose another --workdir"
-        ) from error
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written to ({error.strerror}); choose another") from error
-    try:
-        yield
+        with _as_workdir(workdir):
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+            except Timeout as error:
+                raise UserError(
+                    f"{workdir} is being trained by another process: wait for it, stop it, or choose another --workdir"
+                ) from error
+        yield lambda: None
     finally:
-        claimed = (workdir / "config.json").exists()
-        if not claimed:
+        claimed = _is_run(workdir)
+        if not claimed and lock.is_locked:
             path.unlink(missing_ok=True)
         lock.release()
         if not claimed:
-            with suppress(OSError):  # somebody else may have begun there
-                for folder in made:
+            for folder in made:
+                with suppress(OSError):  # somebody else may have begun there
                     folder.rmdir()
+
+
+@contextmanager
+def _as_workdir(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        above = [folder for folder in workdir.parents if folder.is_file()] if not storage.is_remote(workdir) else []
+        why = f"{above[0]} is a file" if above else storage.told(error)
+        raise UserError(f"--workdir {workdir} cannot be written to ({why}); choose another") from error
+
+
+def _is_run(workdir: Path) -> bool:
+    with suppress(OSError):
+        return storage.exists(workdir / "config.json")
+    return False
 
 
 def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
@@ -127,12 +117,16 @@ def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tup
     Raises:
         UserError: if it holds another config, the same config over other classes, or things no run has put there.
     """
-    if not (workdir / "config.json").exists():
-        there = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
-        if there - UNCLAIMED or (workdir.exists() and not workdir.is_dir()):
+    with _as_workdir(workdir):
+        return _checked(workdir, config, class_names)
+
+
+def _checked(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
+    if not storage.exists(workdir / "config.json"):
+        if set(storage.names(workdir)) - UNCLAIMED or storage.is_file(workdir):
             raise UserError(f"{workdir} exists and is not a run of this program: choose another --workdir")
         return ()
-    if (workdir / "checkpoints").exists() and not (workdir / "checkpoints").is_dir():
+    if storage.is_file(workdir / "checkpoints"):
         raise UserError(f"{workdir / 'checkpoints'} is not a folder: move it away, or choose another --workdir")
     old_fields, new_fields = _fields(_stored(workdir)), _fields(_as_stored(config))
     if has_recorded_nothing(workdir):
@@ -156,13 +150,13 @@ def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tup
 
 def _check_not_emptied(workdir: Path, every_steps: int) -> None:
     """Raises UserError if a run that must have had checkpoints has none: it would start over, and its log would go."""
-    if any((workdir / "checkpoints").glob("[0-9]*")):
+    if _checkpoints(workdir):
         return
     last = 0
     with suppress(OSError, ValueError, KeyError, TypeError, IndexError):
-        last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+        last = json.loads(storage.read_text(workdir / "metrics.jsonl").splitlines()[-1])["step"]
     # The second checkpoint is begun when the first is whole.
-    if (workdir / "results.json").exists() or last > 2 * every_steps:
+    if storage.exists(workdir / "results.json") or last > 2 * every_steps:
         raise UserError(
             f"{workdir} holds the log of a run and no checkpoint: restore {workdir / 'checkpoints'}, or choose another "
             "--workdir"
@@ -172,12 +166,12 @@ def _check_not_emptied(workdir: Path, every_steps: int) -> None:
 def claim_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
     """Makes `workdir` the place of this config and these classes; returns the lines of `check_workdir`, and raises."""
     notes = check_workdir(workdir, config, class_names)
-    if not (workdir / "config.json").exists() or has_recorded_nothing(workdir):
-        (workdir / "config.json").unlink(missing_ok=True)
+    if not storage.exists(workdir / "config.json") or has_recorded_nothing(workdir):
+        storage.remove(workdir / "config.json")
         write_json(workdir / "class_names.json", list(class_names))
     # The config comes last: with it the workdir is complete, and without it it is nobody's.
     wanted = _as_stored(config)
-    if not (workdir / "config.json").exists() or _json(workdir, "config.json") != wanted:
+    if not storage.exists(workdir / "config.json") or _json(workdir, "config.json") != wanted:
         write_json(workdir / "config.json", wanted)
     return notes
 
@@ -185,8 +179,12 @@ def claim_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tup
 def has_recorded_nothing(workdir: Path) -> bool:
     """Whether the run in `workdir` has neither a checkpoint nor a line in its log: nothing to go on with."""
     log = workdir / "metrics.jsonl"
-    recorded = (workdir / "results.json").exists() or (log.exists() and log.stat().st_size > 0)
-    return not recorded and not any((workdir / "checkpoints").glob("[0-9]*"))
+    recorded = storage.exists(workdir / "results.json") or (storage.exists(log) and storage.size(log) > 0)
+    return not recorded and not _checkpoints(workdir)
+
+
+def _checkpoints(workdir: Path) -> list[str]:
+    return [name for name in storage.names(workdir / "checkpoints") if name[:1].isdigit()]
 
 
 def check_reading(workdir: Path, config: Any) -> None:
@@ -229,7 +227,7 @@ def read_class_names(workdir: Path) -> tuple[str, ...]:
     names = _json(workdir, "class_names.json")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{workdir / 'class_names.json'} is not a list of class names; restore it, or train again")
-    return tuple(names)
+    return tuple(map(as_text, names))
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -253,21 +251,19 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         ValueError: if it holds a number that is not finite, which JSON has no word for.
     """
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    storage.write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _json(workdir: Path, name: str) -> Any:
     path = workdir / name
-    if not path.is_file():
-        raise UserError(f"{workdir} holds no run; train first: {program.command()} --workdir {workdir}")
+    if not storage.is_file(path):
+        raise UserError(f"{workdir} holds no run; train first: {program.command()} {program.flag('workdir', workdir)}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(storage.read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); restore it, or train again in another --workdir") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read ({storage.told(error)})") from error
 
 
 def _stored(workdir: Path) -> dict[str, Any]:
@@ -305,7 +301,7 @@ def _as_stored(config: Any) -> dict[str, Any]:
 
 def resolved(path: Any) -> Any:
     """One spelling for each path; what is empty or names a thing elsewhere (hf://...) is its own."""
-    return path if not path or "://" in path else str(Path(path).expanduser().resolve())
+    return path if not path or storage.scheme(path) == "hf" else storage.resolved(path)
 
 
 def _fields(config: dict[str, Any]) -> dict[str, Any]:

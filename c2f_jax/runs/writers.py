@@ -1,29 +1,28 @@
 """What a run tells: JSON lines in a file, and a progress bar or plain lines on the console."""
 
 import json
-import os
-import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from c2f_jax.errors import UserError
+from c2f_jax import storage
+from c2f_jax.console import Stream
+from c2f_jax.errors import UserError, one_line
 
 Item = TypeVar("Item")
 
+REWRITE_SECONDS = 30
 
-class _Console(Console):
-    """Goes quiet where nobody reads any more (`launch.py | head`): a run is not ended by that."""
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+def _console(*, quiet: bool = False) -> Console:
+    """Of `console.Stream`; names are no markup."""
+    return Console(file=cast(IO[str], Stream()), highlight=False, markup=False, emoji=False, quiet=quiet)
 
 
 class JsonLines:
@@ -35,8 +34,8 @@ class JsonLines:
         if path is None:
             return
         kept = []
-        if resume_step is not None and path.exists():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if resume_step is not None and storage.exists(path):
+            lines = storage.read_text(path, errors="replace").splitlines()
             for number, line in enumerate(lines, start=1):
                 try:
                     if _stays(line, resume_step):
@@ -47,20 +46,37 @@ class JsonLines:
                     raise UserError(
                         f"{path}:{number} is no line of a run's log; take it out, and start again"
                     ) from error
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(path)
+        self._lines = [f"{line}\n" for line in kept]
+        storage.write_text(path, "".join(self._lines))
+        self._written = time.monotonic()
 
     def write(self, *, step: int, stage: str, split: str, metrics: Mapping[str, float]) -> None:
-        """One line, flushed at once.
+        """One line, flushed at once; in a bucket, training metrics with those of the next half minute.
 
         Raises:
             ValueError: if a metric is not finite, which JSON has no word for.
         """
-        if self._path is not None:
-            line = json.dumps({"step": step, "stage": stage, "split": split, **metrics}, allow_nan=False)
-            with self._path.open("a") as file:
-                file.write(line + "\n")
+        if self._path is None:
+            return
+        line = json.dumps({"step": step, "stage": stage, "split": split, **metrics}, allow_nan=False)
+        if storage.is_remote(self._path):
+            self._lines.append(f"{line}\n")
+            if split != "train" or time.monotonic() - self._written > REWRITE_SECONDS:
+                self.flush()
+        else:
+            storage.append_text(self._path, f"{line}\n")
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes what is not yet in the file: a bucket's objects cannot be appended to, so all of it."""
+        if self._path is not None and storage.is_remote(self._path):
+            storage.write_text(self._path, "".join(self._lines))
+            self._written = time.monotonic()
 
 
 def _stays(line: str, resume_step: int) -> bool:
@@ -74,13 +90,13 @@ class Reporter:
 
     def __init__(self, total_steps: int, *, start: int, quiet: bool = False):
         """total_steps: of the run; start: those already done; quiet: say nothing at all."""
-        self._console = _Console(highlight=False, quiet=quiet)
+        self._console = _console(quiet=quiet)
         self._total = total_steps
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(),
             console=self._console,
             disable=quiet or not self._console.is_terminal,
@@ -111,13 +127,13 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """One line above the bar."""
-        self._console.print(line, soft_wrap=True)
+        self._console.print(one_line(line), soft_wrap=True)
 
 
 def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
     """The items, with a progress bar on a terminal."""
-    console = _Console(highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = _console()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield from progress.track(items, total=total, description=what)
 
@@ -125,7 +141,7 @@ def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
 def print_table(title: str, metrics: Mapping[str, Any]) -> None:
     """The final figures: views in rows, classification metrics in columns; then boxes and attention."""
     columns = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "calibration_error", "loss")
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(one_line(title)), title_justify="left")
     table.add_column("view")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
@@ -133,7 +149,7 @@ def print_table(title: str, metrics: Mapping[str, Any]) -> None:
         if f"{view}/loss" in metrics:
             values = [metrics[f"{view}/{column}"] for column in columns]
             table.add_row(view.replace("_", " "), *(f"{value:.2%}" for value in values[:-1]), f"{values[-1]:.4f}")
-    console = _Console(highlight=False)
+    console = _console()
     console.print(table)
     for group, title in (("box/", "fine view"), ("attention/", "attention")):
         figures = [

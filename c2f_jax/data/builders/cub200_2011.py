@@ -9,7 +9,6 @@ import hashlib
 import http.client
 import io
 import os
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from c2f_jax import storage
+from c2f_jax.console import warn
 from c2f_jax.data import images
 from c2f_jax.data.builders import layout
 from c2f_jax.errors import UserError
@@ -168,7 +169,7 @@ def load(path: str | None, *, cache_dir: str) -> tuple[Birds, Birds, tuple[str, 
     Raises:
         UserError: if the data cannot be had, or are not whole.
     """
-    cache = Path(cache_dir).expanduser()
+    cache = storage.as_path("dataset.cache_dir", cache_dir, remote=False)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not built in
     try:
@@ -195,7 +196,7 @@ def load(path: str | None, *, cache_dir: str) -> tuple[Birds, Birds, tuple[str, 
 def _config(path: str | None, cache: Path) -> Config:
     if path is None:
         return Config(name="official", open_files=lambda: layout.open_files(_fetch(cache)), counts=COUNTS)
-    place = Path(path).expanduser()
+    place = storage.as_path("dataset.path", path, remote=False)
     if place.is_file():
         # Reading the tables of an archive takes as long as reading all of it: told apart by what the folder says.
         state = place.stat()
@@ -216,7 +217,7 @@ def _prepare(builder: Cub2002011) -> None:
     """Writes to a folder beside the final one, which appears when all is there."""
     for rest in builder.data_path.parent.glob(f"*{tfds.core.constants.INCOMPLETE_PREFIX}*"):
         rest.rmtree()  # left by a process that was killed
-    print(f"preparing {builder.name} in {builder.data_path}; this is done once", file=sys.stderr, flush=True)
+    warn(f"preparing {builder.name} in {builder.data_path}; this is done once")
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports an unknown size twice
@@ -250,7 +251,7 @@ def _fetch(cache: Path) -> Path:
         return archive
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_suffix(".part")
-    print(f"fetching {URL} ({SIZE / 1e9:.2f} GB) to {archive}", file=sys.stderr, flush=True)
+    warn(f"fetching {URL} ({SIZE / 1e9:.2f} GB) to {archive}")
     checksum, size = hashlib.sha256(), 0
     try:
         with urllib.request.urlopen(URL, timeout=30) as response, open(partial, "wb") as file:
