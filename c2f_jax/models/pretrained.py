@@ -104,7 +104,7 @@ def save_weights(path: Path, params: dict[str, Any], batch_stats: dict[str, Any]
     for place, value in everything.items():
         if place[:2] != ("params", "backbone") and place[:3] != ("batch_stats", "coarse", "backbone"):
             weights[".".join((OURS, *place))] = np.ascontiguousarray(value)
-    path.write_bytes(save(weights))  # `save_file` would keep it from everybody but its owner
+    storage.write_bytes(path, save(weights))  # `save_file` would keep it from everybody but its owner
 
 
 def read_weights(source: str) -> dict[str, np.ndarray]:
