@@ -130,7 +130,12 @@ def test_every_name_goes_through_a_run(tree, tmp_path, capsys):
     flags = [
         f"--config.{name}={value}"
         for name, value in (
-            *(("dataset.name", "folder"), ("dataset.path", tree), ("dataset.cache_dir", tmp_path / "c")),
+            *(
+                ("method", "baseline"),
+                ("dataset.name", "folder"),
+                ("dataset.path", tree),
+                ("dataset.cache_dir", tmp_path / "c"),
+            ),
             *(("dataset.train_size", None), ("dataset.test_size", None), ("stages.coarse_epochs", 0.5)),
             *(("stages.fine_epochs", 0.5), ("model.view_size", 32), ("model.num_maps", 4), ("train.batch_size", 8)),
             *(("train.eval_batch_size", 32), ("dataset.raw_size", 40)),

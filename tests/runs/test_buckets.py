@@ -62,7 +62,8 @@ def remote_tree(bucket, tree):
 
 def settings(path, **others):
     sizes = {"dataset__train_size": None, "dataset__test_size": None, "dataset__validation_fraction": 0.1}
-    return tiny_config(dataset__name="folder", dataset__path=str(path), **sizes, **others)
+    kind = {"method": "attention", "stages__coarse_epochs": 2.0}
+    return tiny_config(dataset__name="folder", dataset__path=str(path), **sizes, **kind, **others)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_every_mode_reads_and_writes_there(both, bucket, tree, remote_tree, tmp_
 
 def test_a_new_run_begins_with_one_of_a_bucket(both, bucket, remote_tree, tmp_path, capsys):
     (_, _), (there, _) = both
-    config = settings(remote_tree, dataset__cache_dir=str(tmp_path), init_from=there, stages__fine_epochs=0.0)
+    config = settings(remote_tree, dataset__cache_dir=str(tmp_path), init_from=there)
     train_and_evaluate(config, f"{bucket}/runs/two")
     assert f"of {there}" in capsys.readouterr().out
 
