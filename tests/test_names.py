@@ -12,6 +12,7 @@ from PIL import Image
 
 from c2f_jax import cli, console
 from c2f_jax.data import listing
+from c2f_jax.data.tables import as_cell_is_meant
 from c2f_jax.errors import UserError, as_name, as_text, one_line
 from c2f_jax.evaluation import pictures
 from c2f_jax.inference import load_model
@@ -162,9 +163,9 @@ def test_every_name_goes_through_a_run(tree, tmp_path, capsys):
     for table, column in (("new.csv", "class"), ("p.csv", None)):
         with (tmp_path / table).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        assert sorted(as_name(row["file"]) for row in rows) == paths
+        assert sorted(as_name(as_cell_is_meant(row["file"])) for row in rows) == paths
         assert not any(row["error"] for row in rows)
-        assert column is None or {row[column] for row in rows} == {as_text(name) for name in NAMES}
+        assert column is None or {as_cell_is_meant(row[column]) for row in rows} == {as_text(name) for name in NAMES}
     results = json.loads((tmp_path / "new.json").read_text(encoding="utf-8"))
     assert set(results["images_by_class"]) == {as_text(name) for name in NAMES}
     assert sum(len(names) for _, _, names in os.walk(pictures_of)) == len(paths)
