@@ -3,7 +3,11 @@
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from c2f_jax.errors import UserError
 
 COMMAND = "c2f-jax"
 
@@ -34,3 +38,27 @@ def flag(name: str, value: str | os.PathLike[str]) -> str:
         return c if c.isprintable() and c not in "\\'" else "".join(f"\\x{byte:02x}" for byte in os.fsencode(c))
 
     return f"--{name}=$'{''.join(map(letter, text))}'"
+
+
+# What only one mode or field needs: the extras of pyproject.toml.
+EXTRAS = {
+    "report": ("jinja2",),
+    "serve": ("pebble", "python-multipart", "starlette", "uvicorn"),
+    "tensorboard": ("tensorboardX",),
+}
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Imports of what `EXTRAS` says.
+
+    Raises:
+        UserError: if one of them is not installed; it says what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("c2f_jax"):
+            raise
+        install = f"'{COMMAND}[{extra}]'" if is_command() else " ".join(EXTRAS[extra])
+        raise UserError(f"{error.name} is missing; pip install {install} brings what this needs") from error

@@ -106,6 +106,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.eval_every_epochs = 1.0  # on the validation part; 0: never
     train.log_every_steps = 50  # a line of metrics.jsonl
     train.checkpoint_every_steps = 500  # and at the stages' ends
+    train.tensorboard = False  # also write the log as files that TensorBoard reads
 
     # Compiled programs, for the next start; empty: none. The variable JAX_COMPILATION_CACHE_DIR goes first.
     config.compilation_cache = "~/.cache/c2f_jax/compiled"

@@ -38,6 +38,7 @@ ONLY_HERE = {
     "rich": ("runs.writers",),
     "safetensors": ("models.pretrained",),
     "scipy": ("evaluation",),
+    "tensorboardX": ("runs.event_files",),
     "tensorflow_datasets": ("data.builders",),
 }
 

@@ -19,7 +19,7 @@ from c2f_jax.models.attention_network import AttentionNetwork, PooledNetwork
 from c2f_jax.models.backbones import BACKBONES, output_strides
 from c2f_jax.models.pretrained import load_pretrained
 from c2f_jax.models.two_looks import learned_region, threshold_region
-from c2f_jax.runs import fields, parallel, processes
+from c2f_jax.runs import event_files, fields, parallel, processes
 from c2f_jax.runs.checkpoint import latest_step, read_latest
 from c2f_jax.runs.init_from import Start, choose, told
 from c2f_jax.runs.workdir import read_class_names, read_config
@@ -64,6 +64,8 @@ def check_training(config: Any) -> None:
     fields.check(config)
     check(config)
     augment, stages, optimizer, train = config.augment, config.stages, config.optimizer, config.train
+    if train.tensorboard:
+        event_files.check()
     if augment.min_side > augment.max_side:
         raise UserError(
             f"augment.min_side={augment.min_side} must not be more than augment.max_side={augment.max_side}: "

@@ -178,6 +178,7 @@ TABLE: dict[str, Field] = {
     "train.eval_every_epochs": _float(0.0, 1e6),
     "train.log_every_steps": _int(1, _COUNT),
     "train.checkpoint_every_steps": _int(1, _COUNT),
+    "train.tensorboard": _BOOL,
     "compilation_cache": _PATH,
     "parallel.backend": _one_of("jit", "pmap"),
 }

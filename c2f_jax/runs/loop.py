@@ -28,6 +28,7 @@ from c2f_jax.runs import fusion, none_of_these, outcome, parallel, processes
 from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits, raw_images
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
 from c2f_jax.runs.explosion import Watch
+from c2f_jax.runs.event_files import EventFiles
 from c2f_jax.runs.held_out import changed_test_part, check_test_part, remember_test_part
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import TOKEN, check_workdir, claim_workdir, essential, locked, write_json
@@ -99,7 +100,7 @@ def train_and_evaluate(
         leaving.callback(interruption.defer, False)
         if processes.count() > 1:
             interruption.defer()  # nobody leaves without the others
-        return _train(run, workdir, checkpoints, interruption, notes, fresh, began)
+        return _train(run, workdir, checkpoints, interruption, notes, fresh, began, leaving)
 
 
 def _train(
@@ -110,6 +111,7 @@ def _train(
     notes: Sequence[str],
     fresh: list[TrainState],
     began: float,
+    leaving: ExitStack,
 ) -> dict[str, Any]:
     """`train_and_evaluate` once `workdir` is ours. fresh: the state to begin with, or nothing; it is taken out."""
     config, stages, total, first = run.config, run.stages, run.total_steps, processes.is_first()
@@ -125,7 +127,14 @@ def _train(
         progress = {"seconds": 0.0, "train_seconds": 0.0, "images": 0}
     fresh.clear()  # a second copy of everything, were it kept
     state = run.backend.put_state(state)
-    log = JsonLines(workdir / "metrics.jsonl" if first else None, resume_step=start if resumed else None)
+    logs: list[JsonLines | EventFiles] = []
+    logs.append(JsonLines(workdir / "metrics.jsonl" if first else None, resume_step=start if resumed else None))
+    if first and train.tensorboard:
+        logs.append(leaving.enter_context(EventFiles(workdir, resume_step=start)))
+
+    def write_log(**event: Any) -> None:
+        for log in logs:
+            log.write(**event)
 
     signals = parallel.Agreement(run.mesh)
 
@@ -183,7 +192,7 @@ def _train(
             metrics["input_wait"] = waited / seconds  # share of the time; 0 where images are always there
             waited = 0.0
             name = stage_at(stages, last_step - 1).name
-            log.write(step=last_step, stage=name, split="train", metrics=metrics)
+            write_log(step=last_step, stage=name, split="train", metrics=metrics)
             done = (last_step - start) / (total - start)
             report.train(last_step, name, metrics, seconds_left=(now - began) * (1 - done) / done)
             closed = None
@@ -204,7 +213,7 @@ def _train(
                 try:
                     metrics, scores = evaluate_on(whole, run.splits.validation, f"validation part, step {step}")
                     seen = {step: scores}
-                    log.write(step=step, stage=name, split="validation", metrics=metrics)
+                    write_log(step=step, stage=name, split="validation", metrics=metrics)
                     best = "fused" if "fused/loss" in metrics else "coarse"
                     report.say(f"{name} {step}/{total}  validation {best} {metrics[f'{best}/top_1_accuracy']:.2%}")
                 except _Asked as asked:
@@ -271,7 +280,7 @@ def _train(
         **environment(),
     }
     if first:
-        log.write(step=total, stage=stages[-1].name, split="test", metrics=test)
+        write_log(step=total, stage=stages[-1].name, split="test", metrics=test)
         write_json(workdir / "results.json", results)
         found.write(workdir, run.splits.class_names)
         interruption.defer(False)

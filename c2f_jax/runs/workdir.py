@@ -40,6 +40,7 @@ BEFORE: dict[str, Any] = {
     "dataset.group_by": "",
     "dataset.shots": 0,
     "dataset.class_balanced": False,
+    "train.tensorboard": False,
 }
 
 # Whoever takes a field away says here with which value a run was as it is now without: others cannot be trained on.
@@ -49,6 +50,7 @@ GONE: dict[str, Any] = {"region.gradient_blur": 0.0, "loss.teach_weight": 0.0, "
 FREE = {
     *("compilation_cache", "dataset.cache_dir", "dataset.memory_mib", "parallel.backend"),
     *("train.eval_batch_size", "train.eval_every_epochs", "train.log_every_steps", "train.checkpoint_every_steps"),
+    "train.tensorboard",
 }
 PATHS = {"init_from", "dataset.path", "model.pretrained"}
 
