@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -17,7 +17,7 @@ from c2f_jax.runs.config_file import load_config, located, override
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import check_reading, read_config
 
-MODES = ("train", "eval", "predict", "export")
+MODES = ("train", "eval", "predict", "export", "report", "serve")
 DEFAULT_CONFIG = "configs/paper_birds.py"
 HOW = ("refuse", "skip")  # photos of classes that a run does not know
 
@@ -38,13 +38,16 @@ class Command(NamedTuple):
     mode: str
     cluster: Cluster | None  # None: this process is alone
     images: Path | None  # of modes predict and eval
-    output: Path | None  # where there are images, and of mode export
+    output: Path | None  # where there are images, and of modes export and report
     overlays: Path | None  # of mode predict
     unknown: bool = False
     unknown_classes: str = "refuse"
     fast: bool = False
     gate: float | None = None
     top: int = 5
+    compare: tuple[Path, ...] = ()  # of mode report
+    host: str = "127.0.0.1"  # of mode serve
+    port: int = 8000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,8 +75,9 @@ def _run(command: Command) -> int:
     goes_on = "; the same command goes on, from the last checkpoint if there is one"
     partings = {"train": goes_on, "predict": "; the same command goes on from there"}
     parting = "interrupted" + partings.get(command.mode, "")
+    heard = "answering what was asked, then stopping" if command.mode == "serve" else "finishing this step and saving"
     try:
-        with Interruption(parting) as interruption:
+        with Interruption(parting, heard) as interruption:
             run(command, interruption)
     except UserError as error:
         return _told(error, 2) if error.shared else _told_alone(error, 2)
@@ -157,6 +161,24 @@ def run(command: Command, interruption: Interruption | None = None) -> None:
     # What needs JAX is imported late: --help and a misspelt flag need not wait for it.
     keep_compiled(command.config.compilation_cache)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home folder it tells where it keeps its fonts
+    if command.mode == "serve":
+        from c2f_jax.serve.server import serve
+
+        serve(
+            command.workdir,
+            command.config,
+            host=command.host,
+            port=command.port,
+            unknown=command.unknown,
+            interruption=interruption or Interruption(),
+        )
+        return
+    if command.mode == "report":
+        from c2f_jax.report.page import write
+
+        path = write(command.workdir, command.config, others=command.compare, output=command.output)
+        print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+        return
     if command.mode == "predict":
         from c2f_jax.inference.predict import model_of_run
         from c2f_jax.inference.predictions import check_output, predict_folder
@@ -230,11 +252,15 @@ FLAGS = {
         "one folder per class or as a table",
     ),
     "output": _Flag(
-        ("predict", "eval", "export"),
+        ("predict", "eval", "export", "report"),
         "PATH",
         "what to write; predict: a file, default predictions.csv, or .jsonl; eval with --images: default "
-        "evaluation.json, and .csv beside it; export: a new folder, default export",
+        "evaluation.json, and .csv beside it; export: a new folder, default export; report: default report.html in the "
+        "run's folder",
     ),
+    "host": _Flag(("serve",), "HOST", "where to listen; default 127.0.0.1, which only this machine reaches"),
+    "port": _Flag(("serve",), "N", "at which port; default 8000; 0: a free one"),
+    "compare": _Flag(("report",), "DIR", "other runs to set beside it, one or several"),
     "unknown_classes": _Flag(
         ("eval",), "HOW", "with --images, photos of classes that the run does not know: refuse (default) or skip"
     ),
@@ -250,7 +276,9 @@ FLAGS = {
 SWITCHES = {
     "fast": _Flag(("predict", "eval"), "", "with --images: the first look alone, in half the time"),
     "unknown": _Flag(
-        ("predict", "eval"), "", "mark images that are none of the run's classes, by its threshold (docs/predict.md)"
+        ("predict", "eval", "serve"),
+        "",
+        "mark images that are none of the run's classes, by its threshold (docs/predict.md)",
     ),
     "multiprocess": _Flag(
         ("train", "eval"),
@@ -258,6 +286,7 @@ SWITCHES = {
         "this is one of several processes, which TPU metadata, SLURM, Open MPI or Kubernetes know",
     ),
 }
+SEVERAL = ("compare",)  # take more than one value
 ALWAYS = ("config", "config.GROUP.FIELD")  # taken by all modes, told by the help of those that need them
 
 DESCRIPTIONS = {
@@ -275,6 +304,12 @@ ONNX, the weights as safetensors, class names and preprocessing, and a model car
     "predict": """\
 Says what the model of the run in --workdir sees in each image of a folder: a CSV file with the likeliest classes and
 the box of the second look, and pictures of it. It needs no --config: the run has kept its own.""",
+    "report": """\
+Writes report.html into the folder of the run in --workdir: one file, without a network, of what the run was, what came
+of it and what it looked at. It needs no --config: the run has kept its own. The test part is looked at once more.""",
+    "serve": """\
+Shows the model of the run in --workdir as a page for a browser of this machine, and answers programs (openapi.json).
+It needs no --config: the run has kept its own.""",
 }
 EXAMPLES = {
     "export": """\
@@ -305,6 +340,18 @@ examples:
       and a picture for each image: box, attention, second look
   python launch.py --mode=predict --workdir runs/mine --images new --config.train.eval_batch_size=16
       with less memory""",
+    "report": """\
+examples:
+  python launch.py --mode=report
+      of the run in runs/paper_birds: runs/paper_birds/report.html
+  python launch.py --mode=report --workdir runs/mine --compare runs/one runs/two
+      beside two others""",
+    "serve": """\
+examples:
+  python launch.py --mode=serve
+      the run in runs/paper_birds, at http://127.0.0.1:8000
+  curl --data-binary @photo.jpg http://127.0.0.1:8000/predict
+      asks it""",
 }
 
 
@@ -327,7 +374,8 @@ def _parser(mode: str) -> _Parser:
     for name, flag in FLAGS.items():
         told = flag.help if mode in flag.modes else argparse.SUPPRESS
         kind = {"N": int, "I": int, "K": int, "P": float}.get(flag.value, str)
-        parser.add_argument(f"--{name}", metavar=flag.value, type=kind, help=told)
+        many: dict[str, Any] = {"nargs": "+", "action": "extend"} if name in SEVERAL else {}
+        parser.add_argument(f"--{name}", metavar=flag.value, type=kind, help=told, **many)
     for name, flag in SWITCHES.items():
         told = flag.help if mode in flag.modes else argparse.SUPPRESS
         parser.add_argument(f"--{name}", action="store_true", help=told)
@@ -364,7 +412,7 @@ def parse(argv: Sequence[str]) -> Command:
     if predicting and options.images is None:
         raise UserError("--mode predict needs --images DIR, the folder of images, or an image")
     for name in ("output", "unknown_classes", "fast", "gate"):
-        if _given(options, name) and options.images is None and mode != "export":
+        if _given(options, name) and options.images is None and mode not in ("export", "report"):
             raise UserError(f"--{name} belongs to --mode {mode} with --images")
     if options.unknown_classes not in (None, *HOW):
         raise UserError(f"--unknown_classes must be {' or '.join(HOW)}; got {options.unknown_classes!r}")
@@ -396,19 +444,29 @@ def parse(argv: Sequence[str]) -> Command:
         mode,
         cluster,
         paths.get("images"),
-        output if "images" in paths or mode == "export" else None,
+        output if "images" in paths or mode == "export" else paths.get("output"),
         paths.get("overlays"),
         options.unknown,
         options.unknown_classes or HOW[0],
         options.fast,
         options.gate,
         options.top or 5,
+        tuple(as_path("--compare", text) for text in options.compare or ()),
+        options.host or "127.0.0.1",
+        _port(options.port),
     )
 
 
 def _given(options: argparse.Namespace, name: str) -> bool:
     value = getattr(options, name, None)
     return value is not None and value is not False  # a 0 is given
+
+
+
+def _port(port: int | None) -> int:
+    if port is not None and not 0 <= port < 65536:
+        raise UserError(f"--port takes a number from 0 to 65535; got {port}")
+    return 8000 if port is None else port
 
 
 def _config(mode: str, path: Path | None, workdir: Path, rest: Sequence[str]) -> ConfigDict:

@@ -22,6 +22,7 @@ LAYERS = [
     ["evaluation"],
     ["runs"],
     ["inference"],
+    ["report", "serve"],
     ["cli"],
     ["__main__"],
 ]
@@ -33,13 +34,17 @@ ONLY_HERE = {
     "orbax": ("runs.checkpoint",),
     "grain": ("data.pipeline",),
     "huggingface_hub": ("models.pretrained",),
-    "matplotlib": ("evaluation.pictures",),
+    "jinja2": ("report.page",),
+    "matplotlib": ("evaluation.pictures", "report.charts"),
     "ml_collections": ("cli", "runs.config_file", "runs.workdir"),
+    "pebble": ("serve.reading",),
     "rich": ("runs.writers",),
     "safetensors": ("models.pretrained",),
     "scipy": ("evaluation",),
+    "starlette": ("serve.app",),
     "tensorboardX": ("runs.event_files",),
     "tensorflow_datasets": ("data.builders",),
+    "uvicorn": ("serve.server",),
 }
 
 

@@ -74,7 +74,7 @@ def decode(source: Source, *, min_side: int | None = None) -> np.ndarray:
     return decode_photo(source, min_side=min_side).image
 
 
-def decode_photo(source: Source, *, min_side: int | None = None) -> Photo:
+def decode_photo(source: Source, *, min_side: int | None = None, max_pixels: int | None = None) -> Photo:
     """The picture as people see it.
 
     Turned upright as EXIF says; the first frame of an animation, page of a TIFF, or picture of several; colours brought
@@ -85,6 +85,7 @@ def decode_photo(source: Source, *, min_side: int | None = None) -> Photo:
         min_side: if the shorter side is to be reduced to so many pixels or more, a JPEG may be decoded at a half, a
             quarter or an eighth of its size, with twice that many left at least: quicker, and by an antialiased
             reduction afterwards hardly told apart. None: the file's own size.
+        max_pixels: of a file; None: `MAX_PIXELS`. A JPEG's scans are limited in proportion.
 
     Raises:
         OutOfReach: if the file cannot be read or memory is short: it may be had another time.
@@ -104,10 +105,10 @@ def decode_photo(source: Source, *, min_side: int | None = None) -> Photo:
         raise UnreadableImage("empty file")
     try:
         try:
-            return _decoded(data, None, min_side)
+            return _decoded(data, None, min_side, max_pixels or MAX_PIXELS)
         except ValueError:
             if isinstance(data, bytes) and data.startswith(png.SIGNATURE):  # which has perhaps too much text
-                return _decoded(*png.without_text(data), min_side)
+                return _decoded(*png.without_text(data), min_side, max_pixels or MAX_PIXELS)
             raise
     except UnreadableImage:
         raise
@@ -192,18 +193,18 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def _decoded(data: bytes, profile: bytes | None, min_side: int | None) -> Photo:
+def _decoded(data: bytes, profile: bytes | None, min_side: int | None, max_pixels: int) -> Photo:
     formats = _formats()
     if data[4:8] == b"ftyp" and "HEIF" not in formats:
         raise OutOfReach("HEIC needs the package pillow-heif: pip install pillow-heif")
     with closing(Image.open(io.BytesIO(data), formats=formats)) as image:
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise Image.DecompressionBombError
+        if width * height > max_pixels:
+            raise UnreadableImage(f"far too many pixels; at most {max_pixels // 10**6} million are read")
         if image.format == "TIFF":
             _mend_planes(image)
         if image.format in ("JPEG", "MPO"):
-            if data.count(b"\xff\xda") * width * height > MAX_SCANS:
+            if data.count(b"\xff\xda") * width * height > MAX_SCANS // MAX_PIXELS * max_pixels:
                 raise UnreadableImage("far too many scans")
             if min_side is not None:
                 image.draft(None, (2 * min_side, 2 * min_side))

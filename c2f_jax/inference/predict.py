@@ -215,6 +215,10 @@ class Model:
         """`step` (compiled; parameters, statistics, batch) on all devices; what it returns, on the host."""
         return jax.device_get(step(*self.variables, parallel.shard_batch(batch, self._trained.mesh)))
 
+    def look(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What is said of each of a batch of raw images, see `prediction_step`; a program for each size of batch."""
+        return self.run(self._step, batch)
+
     def _predict(
         self,
         sources: Sequence[Path | Picture],
@@ -229,13 +233,14 @@ class Model:
         threshold = self.threshold(fast=fast, gate=gate) if mark_unknown else None
         said = self.said(sources, fast=fast, gate=gate)
         return (
-            self._prediction(name, file, values, threshold, top)
+            self.prediction(name, file, values, threshold, top)
             for name, (file, values) in zip(names, said, strict=True)
         )
 
-    def _prediction(
+    def prediction(
         self, name: str, file: pipeline.ImageFile, said: dict[str, np.ndarray], threshold: float | None, count: int
     ) -> Prediction:
+        """Of one image file, what `look` says of it, a threshold for unknown ones and so many classes, made readable."""
         if file.error is not None:
             return Prediction(name, error=file.error)
         top = {}

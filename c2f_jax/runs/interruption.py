@@ -27,10 +27,10 @@ class Interruption:
         signal: the number of the first signal noted, 0 for none.
     """
 
-    def __init__(self, parting: str = "interrupted"):
-        """parting: what to say when the program is ended at once."""
+    def __init__(self, parting: str = "interrupted", heard: str = "finishing this step and saving"):
+        """parting: what to say when the program is ended at once; heard: when a signal is noted."""
         self.signal = 0
-        self._parting = parting
+        self._parting, self._heard = parting, heard
         self._deferred = False
         self._lock = threading.Lock()
 
@@ -69,7 +69,7 @@ class Interruption:
         if not deferred or (not first and number == signal.SIGINT):
             _end(number, self._parting)
         if first:
-            _say("finishing this step and saving" + ("; Ctrl-C again ends at once" if number == signal.SIGINT else ""))
+            _say(self._heard + ("; Ctrl-C again ends at once" if number == signal.SIGINT else ""))
 
 
 def _say(line: str) -> None:

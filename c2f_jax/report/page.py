@@ -1,0 +1,63 @@
+"""The page: templates filled in, and put beside the run."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from c2f_jax.errors import UserError
+from c2f_jax.program import needing
+from c2f_jax.report.compare import side_by_side
+from c2f_jax.report.gather import Gathered, gather
+from c2f_jax.report.story import tell
+from c2f_jax.runs.workdir import check_writable, read_config
+
+FILE = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+
+with needing("report"):
+    import jinja2
+
+
+def write(workdir: Path, config: object, *, others: Sequence[Path] = (), output: Path | None = None) -> Path:
+    """Writes the report of the run in `workdir`; an earlier one goes.
+
+    Args:
+        workdir: the run's folder.
+        config: its own, perhaps with other paths or batch size.
+        others: folders of runs to set beside it.
+        output: the file; default `report.html` in `workdir`.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: if there is no run, or the file cannot be written.
+    """
+    path = workdir / FILE if output is None else output
+    configs = [read_config(other) for other in others]  # all that can be said at once, before minutes of work
+    check_writable("--output" if output is not None else "--workdir", path.parent)
+    if path.is_dir():
+        raise UserError(f"--output: {path} is a folder; give the name of a file")
+    run = gather(workdir, config)
+    beside = [gather(other, own) for other, own in zip(others, configs, strict=True)]
+    text = render(run, beside)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def render(run: Gathered, others: Sequence[Gathered] = ()) -> str:
+    """The page's text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        run=tell(run),
+        compare=side_by_side([run, *others]) if others else None,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )

@@ -1,0 +1,1 @@
+"""A run's model behind a local page and a JSON interface."""
