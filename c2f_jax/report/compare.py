@@ -104,7 +104,7 @@ def _curves(runs: Sequence[Gathered], names: Sequence[str]) -> list[tuple[str, s
                 events = [event for event in run.log if event["split"] == split]
                 points = []
                 for event in events:
-                    views = [view for view in ("fused", "fine", "coarse") if f"{view}/{key}" in event]
+                    views = [view for view in ("fused", "coarse") if f"{view}/{key}" in event]
                     points += [(event["step"], event[f"{views[0]}/{key}"])] if views else []
                 if points:
                     x, y = [x for x, _ in points], [y for _, y in points]

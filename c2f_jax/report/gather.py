@@ -13,7 +13,9 @@ import numpy as np
 from c2f_jax.data import pipeline
 from c2f_jax.data.sources import Source, Splits
 from c2f_jax.errors import UserError
+from c2f_jax.evaluation.classification import classification_sums
 from c2f_jax.evaluation.evaluate import metric_sums
+from c2f_jax.evaluation.fusion import Fusion, calibrated
 from c2f_jax.evaluation.metrics import finalise, merge
 from c2f_jax.evaluation.outcomes import Outcomes, joined, said
 from c2f_jax.inference.predict import Model, model_of_run
@@ -101,7 +103,7 @@ def gather(workdir: Path, config: Any) -> Gathered:
 
 def look_at(model: Model, source: Source, what: str) -> tuple[Outcomes, dict[str, float]]:
     """Outcomes and all metrics of `source`, which has an image or more."""
-    program = jax.jit(partial(_measure, model.task))
+    program = jax.jit(partial(_measure, model.task, model.fusion))
     parts, total = [], None
     batch_size = parallel.fitting(model.config.train.eval_batch_size)
     steps_needed = -(-len(source) // batch_size)
@@ -116,10 +118,19 @@ def look_at(model: Model, source: Source, what: str) -> tuple[Outcomes, dict[str
     return joined(parts), finalise(total)
 
 
-def _measure(task: Task, params: Any, batch_stats: Any, batch: Any) -> tuple[Any, Any, Any]:
+def _measure(task: Task, fusion: Fusion | None, params: Any, batch_stats: Any, batch: Any) -> tuple[Any, Any, Any]:
     looks = steps.predict(task, params, batch_stats, batch)
     overlap = iou(ordered(looks["fine"].box), batch["box"]) if "fine" in looks and "box" in batch else None
-    return metric_sums(looks, batch), log_probabilities(looks), overlap
+    scores, sums = log_probabilities(looks), metric_sums(looks, batch)
+    answers = {}
+    if fusion is not None:
+        answers["calibrated"] = calibrated(scores, fusion)
+        if "fine" in scores:
+            answers["calibrated_coarse"] = calibrated({"coarse": scores["coarse"]}, fusion)
+    for view, values in answers.items():
+        found = classification_sums(values, batch["label"], batch["mask"])
+        sums = {**sums, **{f"{view}/{name}": pair for name, pair in found.items()}}
+    return sums, {**scores, **answers}, overlap
 
 
 def _batches(model: Model, source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -135,6 +135,7 @@ def _card(run: Gathered, outcomes: Outcomes, picture: Picture, caption: str) -> 
             bool(said.right[i]),
         )
         for view, said in outcomes.views.items()
+        if view in ("coarse", "fine", answer)
     )
     right = bool(outcomes.views[answer].right[i])
     return Card(picture, run.class_names[int(outcomes.labels[i])], lines, right, caption)
@@ -259,7 +260,9 @@ class Results:
 
 
 def intervals(run: Gathered) -> dict[str, tuple[float, float]]:
-    """95 % intervals by metric."""
+    """95 % intervals by metric: the run's own; of one that has not ended, of accuracy."""
+    if run.has_ended and "intervals" in run.results:
+        return {name: (low, high) for name, (low, high) in run.results["intervals"]["of"].items()}
     found = {}
     if run.outcomes is not None:
         for view, said in run.outcomes.views.items():
@@ -295,7 +298,7 @@ def other_figures(metrics: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def _reliability(outcomes: Outcomes) -> dict[str, Any]:
-    bins = {view: reliability(said) for view, said in outcomes.views.items()}
+    bins = {view: reliability(said) for view, said in outcomes.views.items() if view != "calibrated_coarse"}
     drawn = [(view_name(view, bins), found, charts.COLOURS.get(view, charts.SERIES[4])) for view, found in bins.items()]
     answer = answer_of(outcomes.views)
     rows = [
@@ -313,7 +316,8 @@ def _gate(outcomes: Outcomes) -> dict[str, Any] | None:
     if "fine" not in outcomes.views:
         return None
     answer = answer_of(outcomes.views)
-    shares, accuracy = gate_curve(outcomes.views["coarse"], outcomes.views[answer])
+    first = outcomes.views.get("calibrated_coarse", outcomes.views["coarse"])
+    shares, accuracy = gate_curve(first, outcomes.views[answer])
     thin = np.unique(np.linspace(0, len(shares) - 1, 101).round().astype(int))
     x, y = shares[thin].tolist(), accuracy[thin].tolist()
     chart = charts.lines(
@@ -349,7 +353,7 @@ def class_table(run: Gathered, outcomes: Outcomes) -> dict[str, Any]:
     """Accuracy by class, the worst first: up to `ROWS` of them; and a chart of all."""
     counts = by_class(outcomes, len(run.class_names))
     seen = np.flatnonzero(counts.images)
-    views = [view for view in VIEWS if view in counts.right]
+    views = [view for view in VIEWS if view in counts.right and view != "calibrated_coarse"]
     accuracy = {view: counts.right[view][seen] / counts.images[seen] for view in views}
     thin = np.unique(np.linspace(0, len(seen) - 1, 201).round().astype(int))  # of 8,000 classes
     answer = answer_of(outcomes.views)

@@ -31,11 +31,12 @@ async function load(uri) {
 
 // The photo with attention and box, and what the second look saw, cut out of it.
 function draw(canvas, fine, seen, photo, heat) {
-  const [width, height] = [photo.naturalWidth, photo.naturalHeight];
+  const enlarged = Math.max(1, 640 / Math.max(photo.naturalWidth, photo.naturalHeight)); // lines stay thin on small photos
+  const [width, height] = [photo.naturalWidth * enlarged, photo.naturalHeight * enlarged];
   canvas.width = width;
   canvas.height = height;
   const pen = canvas.getContext("2d");
-  pen.drawImage(photo, 0, 0);
+  pen.drawImage(photo, 0, 0, canvas.width, canvas.height);
   if (heat && at("show-heat").checked) {
     // Dark where nothing was attended to: the heat's levels become what is let through.
     const small = make("canvas", { width: heat.naturalWidth, height: heat.naturalHeight });
@@ -63,12 +64,12 @@ function draw(canvas, fine, seen, photo, heat) {
     }
   }
   fine.width = fine.height = 224;
-  fine.getContext("2d").drawImage(photo, ...place, 0, 0, 224, 224);
+  fine.getContext("2d").drawImage(photo, ...place.map((x) => x / enlarged), 0, 0, 224, 224);
 }
 
 function table(seen) {
   const views = Object.keys(seen.views);
-  const answer = views[views.length - 1];
+  const answer = ["calibrated", "fused", "coarse"].find((view) => views.includes(view));
   const chances = Object.fromEntries(views.map((view) => [view, new Map(seen.views[view].map((row) => [row.class, row.probability]))]));
   const order = [answer, ...views.filter((view) => view !== answer)];
   const name = (view) => (views.length === 1 ? "probability" : VIEWS[view] ?? view);
