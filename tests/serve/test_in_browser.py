@@ -4,9 +4,6 @@ import base64
 
 import pytest
 
-for package in ("pebble", "python_multipart", "starlette", "uvicorn"):
-    pytest.importorskip(package, reason=f"{package}, of the extra `serve`, is not installed")
-
 from tests.browser import pages
 from tests.serve.test_serve import BIRDS, png, start
 
@@ -20,6 +17,11 @@ GIVE = """([data, kind]) => {
         ? new ClipboardEvent("paste", { clipboardData: moved, bubbles: true })
         : new DragEvent("drop", { dataTransfer: moved, bubbles: true, cancelable: true });
     document.body.dispatchEvent(event);
+}"""
+
+LIGHT = """() => {
+    const pixels = document.querySelector("canvas").getContext("2d").getImageData(0, 0, 640, 640).data;
+    return pixels.reduce((sum, level) => sum + level, 0);
 }"""
 
 
@@ -56,11 +58,10 @@ def look(page_of, address, folder):
         assert page.locator("#status").get_attribute("role") == "status"
         words = page.locator("#results canvas").first.get_attribute("aria-label")
         assert "its box from" in words
-        dark = "() => [...document.querySelector('canvas').getContext('2d').getImageData(0, 0, 640, 640).data].reduce((a, b) => a + b)"
-        before = page.evaluate(dark)
+        before = page.evaluate(LIGHT)
         page.focus("#show-heat")
         page.keyboard.press("Space")
-        assert page.evaluate(dark) < before
+        assert page.evaluate(LIGHT) < before
         for number, kind in enumerate(("paste", "drop"), start=3):
             page.evaluate(GIVE, [base64.b64encode(png(BIRDS[2])).decode(), kind])
             page.locator("#results table").nth(number - 1).wait_for()
