@@ -3,8 +3,8 @@
 python -m benchmarks.serve --workdir runs/paper_birds [--requests 200] [--rounds 5]
 
 Starts `--mode=serve` on a free port of this machine, and asks it `--requests` times at the same time, `--rounds` times
-over: a third valid photos (PNG, JPEG, one of 12 megapixels), a third broken ones (cut, empty, text), a third hostile (claims
-of 1.6 billion and of 36 million pixels with nothing behind them, thousands of scans, forms without an end).
+over: a third valid photos (PNG, JPEG, one of 12 megapixels), a third broken ones (cut, empty, text), a third hostile
+(claims of 1.6 billion and of 36 million pixels with nothing behind them, thousands of scans, forms without an end).
 `p50` and `p95` are milliseconds from the first byte sent to the last one read, connecting included; `alone` is of
 valid photos one after the other before all that. `memory` is the resident size of the server and its readers, MiB,
 before the first round and after each.

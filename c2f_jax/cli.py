@@ -12,13 +12,12 @@ from ml_collections import ConfigDict
 
 from c2f_jax import console, program, shipped, storage
 from c2f_jax.errors import Interrupted, UserError
+from c2f_jax.flags import ALWAYS, DEFAULT_CONFIG, DESCRIPTIONS, EXAMPLES, FLAGS, MODES, SEVERAL, SWITCHES
 from c2f_jax.runs import fields, supervisor
 from c2f_jax.runs.config_file import load_config, located, override
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import check_reading, read_config
 
-MODES = ("train", "eval", "predict", "export", "report", "serve")
-DEFAULT_CONFIG = "configs/paper_birds.py"
 HOW = ("refuse", "skip")  # photos of classes that a run does not know
 
 
@@ -228,133 +227,6 @@ def run(command: Command, interruption: Interruption | None = None) -> None:
         train_and_evaluate(command.config, command.workdir, interruption=interruption)
 
 
-class _Flag(NamedTuple):
-    """What `--help` says of a flag, and in which modes it has a meaning."""
-
-    modes: tuple[str, ...]
-    value: str
-    help: str
-
-
-# One line a flag. `parse` tells who gives one to a mode that has no use for it.
-FLAGS = {
-    "config": _Flag(
-        ("train",), "FILE", f"what to run; default {DEFAULT_CONFIG}. Those that ship go by their names, too: cub"
-    ),
-    "config.GROUP.FIELD": _Flag(
-        ("train",), "VALUE", "any field of it, e.g. --config.train.batch_size=32; all are in docs/config.md"
-    ),
-    "workdir": _Flag(MODES, "DIR", "where the run lives; default runs/<the config's name>"),
-    "images": _Flag(
-        ("predict", "eval"),
-        "PATH",
-        "predict: a folder of images, in any depth, or an image; eval: labelled photos, all of which are measured, in "
-        "one folder per class or as a table",
-    ),
-    "output": _Flag(
-        ("predict", "eval", "export", "report"),
-        "PATH",
-        "what to write; predict: a file, default predictions.csv, or .jsonl; eval with --images: default "
-        "evaluation.json, and .csv beside it; export: a new folder, default export; report: default report.html in the "
-        "run's folder",
-    ),
-    "host": _Flag(("serve",), "HOST", "where to listen; default 127.0.0.1, which only this machine reaches"),
-    "port": _Flag(("serve",), "N", "at which port; default 8000; 0: a free one"),
-    "compare": _Flag(("report",), "DIR", "other runs to set beside it, one or several"),
-    "unknown_classes": _Flag(
-        ("eval",), "HOW", "with --images, photos of classes that the run does not know: refuse (default) or skip"
-    ),
-    "gate": _Flag(
-        ("predict", "eval"), "P", "with --images: a second look only where the first is less sure than P, from 0 to 1"
-    ),
-    "top": _Flag(("predict",), "K", "how many classes to tell of each view; default 5"),
-    "overlays": _Flag(("predict",), "DIR", "a new folder for pictures of what the model looked at"),
-    "coordinator": _Flag(("train", "eval"), "HOST:PORT", "several processes elsewhere: where process 0 is reached"),
-    "processes": _Flag(("train", "eval"), "N", "with --coordinator: how many there are"),
-    "process": _Flag(("train", "eval"), "I", "with --coordinator: which one this is, from 0"),
-}
-SWITCHES = {
-    "fast": _Flag(("predict", "eval"), "", "with --images: the first look alone, in half the time"),
-    "unknown": _Flag(
-        ("predict", "eval", "serve"),
-        "",
-        "mark images that are none of the run's classes, by its threshold (docs/predict.md)",
-    ),
-    "multiprocess": _Flag(
-        ("train", "eval"),
-        "",
-        "this is one of several processes, which TPU metadata, SLURM, Open MPI or Kubernetes know",
-    ),
-}
-SEVERAL = ("compare",)  # take more than one value
-ALWAYS = ("config", "config.GROUP.FIELD")  # taken by all modes, told by the help of those that need them
-
-DESCRIPTIONS = {
-    "train": """\
-Classifies images by two looks: attention maps on a coarse view find where to look again. This trains such a model, or
-goes on with a run that was stopped; --mode=eval measures the last checkpoint of a run on its test part, and
---mode=predict says what a run's model sees in a folder of images. `--mode=MODE --help` has the flags of each.""",
-    "eval": """\
-Measures the last checkpoint of the run in --workdir on the test part of its data, and changes nothing in it; with
---images on other labelled photos. It needs no --config: the run has kept its own. What changes no result may be given
-otherwise, such as the batch size.""",
-    "export": """\
-Writes the model of the run in --workdir into a new folder, to be used without this program: StableHLO for JAX alone,
-ONNX, the weights as safetensors, class names and preprocessing, and a model card. docs/export.md has examples.""",
-    "predict": """\
-Says what the model of the run in --workdir sees in each image of a folder: a CSV file with the likeliest classes and
-the box of the second look, and pictures of it. It needs no --config: the run has kept its own.""",
-    "report": """\
-Writes report.html into the folder of the run in --workdir: one file, without a network, of what the run was, what came
-of it and what it looked at. It needs no --config: the run has kept its own. The test part is looked at once more.""",
-    "serve": """\
-Shows the model of the run in --workdir as a page for a browser of this machine, and answers programs (openapi.json).
-It needs no --config: the run has kept its own.""",
-}
-EXAMPLES = {
-    "export": """\
-examples:
-  python launch.py --mode=export --workdir runs/mine --output mine
-      writes mine/model.stablehlo, model.onnx, model.safetensors, model.json and README.md""",
-    "train": """\
-examples:
-  python launch.py
-      the embedded data set, drawn birds: 4 to 5 minutes on two CPU cores; the run is in runs/paper_birds
-  python launch.py --config configs/folder.py --config.dataset.path=photos --workdir runs/mine
-      your own photos, one folder per class
-  python launch.py --mode=predict --workdir runs/mine --images new
-      predictions for a folder of images""",
-    "eval": """\
-examples:
-  python launch.py --mode=eval
-      the run in runs/paper_birds
-  python launch.py --mode=eval --workdir runs/mine --images new
-      on all of the labelled photos in new/<class>/...; writes evaluation.json and evaluation.csv
-  python launch.py --mode=eval --workdir runs/mine --config.train.eval_batch_size=16
-      with less memory""",
-    "predict": """\
-examples:
-  python launch.py --mode=predict --workdir runs/mine --images new
-      writes predictions.csv
-  python launch.py --mode=predict --workdir runs/mine --images new --output new.csv --overlays pictures
-      and a picture for each image: box, attention, second look
-  python launch.py --mode=predict --workdir runs/mine --images new --config.train.eval_batch_size=16
-      with less memory""",
-    "report": """\
-examples:
-  python launch.py --mode=report
-      of the run in runs/paper_birds: runs/paper_birds/report.html
-  python launch.py --mode=report --workdir runs/mine --compare runs/one runs/two
-      beside two others""",
-    "serve": """\
-examples:
-  python launch.py --mode=serve
-      the run in runs/paper_birds, at http://127.0.0.1:8000
-  curl --data-binary @photo.jpg http://127.0.0.1:8000/predict
-      asks it""",
-}
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {program.command()} --help")
@@ -460,7 +332,6 @@ def parse(argv: Sequence[str]) -> Command:
 def _given(options: argparse.Namespace, name: str) -> bool:
     value = getattr(options, name, None)
     return value is not None and value is not False  # a 0 is given
-
 
 
 def _port(port: int | None) -> int:

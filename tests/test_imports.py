@@ -13,7 +13,7 @@ PACKAGE = ROOT / "c2f_jax"
 
 # Rooms from the ground up: each may import those before it, and its own.
 LAYERS = [
-    ["errors", "memory", "program", "shipped", "console", "storage"],
+    ["errors", "flags", "memory", "program", "shipped", "console", "storage"],
     ["kernels"],
     ["layers"],
     ["models"],

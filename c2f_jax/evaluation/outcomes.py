@@ -1,4 +1,4 @@
-"""What came of each image of a part, and what can be read off that: calibration, classes, confusions, the gate.
+"""What came of each image of a part, and what can be read off that: calibration, classes, confusions.
 
 On the host, and a few numbers an image whatever the number of classes: log probabilities are reduced batch by batch.
 """
@@ -10,24 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from c2f_jax.evaluation.classification import CALIBRATION_BINS
+from c2f_jax.evaluation.intervals import Judged, together
 
 DRAWS = 10_000  # of a bootstrap
-
-
-class Said(NamedTuple):
-    """What one view says of N images.
-
-    Attributes:
-        label: the likeliest class, int [N].
-        confidence: its probability [N].
-        true: the probability of the true class [N].
-        right: whether the true class alone is the likeliest, bool [N].
-    """
-
-    label: np.ndarray
-    confidence: np.ndarray
-    true: np.ndarray
-    right: np.ndarray
 
 
 class Outcomes(NamedTuple):
@@ -35,30 +20,23 @@ class Outcomes(NamedTuple):
 
     Attributes:
         labels: the true classes, int [N].
-        views: by view ("coarse", "fine", "fused", ...).
+        views: by view ("coarse", "fine", "fused", "calibrated_coarse", "calibrated").
         overlap: IoU of the second look's box with the object's [N]; None where either is unknown.
     """
 
     labels: np.ndarray
-    views: dict[str, Said]
+    views: dict[str, Judged]
     overlap: np.ndarray | None
 
 
-def said(values: np.ndarray, labels: np.ndarray) -> Said:
-    """Of log probabilities [N, C] and true classes int [N]. Ties and NaNs are not right, as in `classification`."""
-    label = values.argmax(axis=-1)
-    true = np.take_along_axis(values, labels[:, None], axis=-1)
-    right = (np.sum(values >= true, axis=-1) == 1) & ~np.isnan(values).any(axis=-1)
-    best = np.take_along_axis(values, label[:, None], axis=-1)[:, 0]
-    return Said(label, np.exp(best.astype(np.float64)), np.exp(true[:, 0].astype(np.float64)), right)
+def right(view: Judged) -> np.ndarray:
+    """Whether the true class alone is the likeliest, bool [N]."""
+    return view.others < 1
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
     """One after the other; one part or more."""
-    views = {
-        view: Said(*(np.concatenate(columns) for columns in zip(*(part.views[view] for part in parts), strict=True)))
-        for view in parts[0].views
-    }
+    views = {view: together(part.views[view] for part in parts) for view in parts[0].views}
     overlaps = [part.overlap for part in parts if part.overlap is not None]
     overlap = np.concatenate(overlaps) if len(overlaps) == len(parts) else None
     return Outcomes(np.concatenate([part.labels for part in parts]), views, overlap)
@@ -72,13 +50,13 @@ class Bin(NamedTuple):
     accuracy: float
 
 
-def reliability(view: Said) -> list[Bin | None]:
+def reliability(view: Judged) -> list[Bin | None]:
     """The bins of `classification.calibration_gaps`, from the least sure on; None where there is no image."""
     bins = np.clip(np.ceil(view.confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     found: list[Bin | None] = []
     for number in range(CALIBRATION_BINS):
         inside = bins == number
-        mean = (float(view.confidence[inside].mean()), float(view.right[inside].mean())) if inside.any() else None
+        mean = (float(view.confidence[inside].mean()), float(right(view)[inside].mean())) if inside.any() else None
         found.append(Bin(int(inside.sum()), *mean) if mean else None)
     return found
 
@@ -93,46 +71,32 @@ class ByClass(NamedTuple):
 def by_class(outcomes: Outcomes, num_classes: int) -> ByClass:
     """Counts, of classes without an image too."""
     images = np.bincount(outcomes.labels, minlength=num_classes)
-    right = {
-        view: np.bincount(outcomes.labels[said.right], minlength=num_classes) for view, said in outcomes.views.items()
+    known = {
+        view: np.bincount(outcomes.labels[right(said)], minlength=num_classes) for view, said in outcomes.views.items()
     }
-    return ByClass(images, right)
+    return ByClass(images, known)
 
 
-def confused(labels: np.ndarray, view: Said) -> list[tuple[int, int, int]]:
+def confused(view: Judged) -> list[tuple[int, int, int]]:
     """(true class, predicted class, images), the most frequent first, then by class; of wrong answers only."""
-    wrong = ~view.right & (view.label != labels)
-    pairs = Counter(zip(labels[wrong].tolist(), view.label[wrong].tolist(), strict=True))
+    wrong = view.predicted != view.labels
+    pairs = Counter(zip(view.labels[wrong].tolist(), view.predicted[wrong].tolist(), strict=True))
     return sorted(((true, told, count) for (true, told), count in pairs.items()), key=lambda row: (-row[2], row))
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The mean's 95 % interval by a bootstrap over images (percentiles).
-
-    Args:
-        values: whole numbers, few of them different ([N]: right or not; or a difference of two such, paired).
+def difference(first: Judged, other: Judged) -> tuple[float, float, float]:
+    """How much more often `other` is right than `first` on the same images, and its 95 % interval by a bootstrap.
 
     Raises:
-        ValueError: if there is no image.
+        ValueError: if there is no image, or they are not the same.
     """
-    if not len(values):
-        raise ValueError("an interval needs one image or more")
-    levels, counts = np.unique(np.asarray(values, int), return_counts=True)
-    draws = np.random.default_rng(0).multinomial(len(values), counts / len(values), size=DRAWS)
-    low, high = np.quantile(draws @ levels / len(values), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def gate_curve(first: Said, answer: Said) -> tuple[np.ndarray, np.ndarray]:
-    """What comes of a second look at only those images that the first is least sure of.
-
-    Returns:
-        Shares of second looks, from 0 to 1, and the accuracy of the answers [N + 1].
-    """
-    order = np.argsort(first.confidence, kind="stable")
-    gained = answer.right[order].astype(int) - first.right[order].astype(int)
-    right = first.right.sum() + np.concatenate([[0], np.cumsum(gained)])
-    return np.arange(len(order) + 1) / len(order), right / len(order)
+    if not len(first.labels) or not np.array_equal(first.labels, other.labels):
+        raise ValueError("a difference needs one image or more, the same for both")
+    gains = right(other).astype(int) - right(first).astype(int)
+    levels, counts = np.unique(gains, return_counts=True)
+    draws = np.random.default_rng(0).multinomial(len(gains), counts / len(gains), size=DRAWS)
+    low, high = np.quantile(draws @ levels / len(gains), (0.025, 0.975))
+    return float(gains.mean()), float(low), float(high)
 
 
 def answer_of(views: Mapping[str, object] | Sequence[str]) -> str:

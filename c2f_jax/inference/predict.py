@@ -240,7 +240,7 @@ class Model:
     def prediction(
         self, name: str, file: pipeline.ImageFile, said: dict[str, np.ndarray], threshold: float | None, count: int
     ) -> Prediction:
-        """Of one image file, what `look` says of it, a threshold for unknown ones and so many classes, made readable."""
+        """What `look` says of an image file, made readable: up to `count` classes a view, unknown below `threshold`."""
         if file.error is not None:
             return Prediction(name, error=file.error)
         top = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from c2f_jax.evaluation.outcomes import Outcomes, answer_of, confused
+from c2f_jax.evaluation.outcomes import Outcomes, answer_of, confused, right
 
 # How much is shown: what keeps a report of any data set to a few MB.
 EACH_END = 12  # best and worst images
@@ -40,21 +40,22 @@ class Choice:
 def choose(outcomes: Outcomes) -> Choice:
     """The images worth a look; the same ones for the same outcomes."""
     answer = outcomes.views[answer_of(outcomes.views)]
-    order = np.argsort(answer.true, kind="stable")
+    order = np.argsort(-answer.loss, kind="stable")
     count = len(order)
     half = min(EACH_END, (count + 1) // 2)
     worst, best = order[:half], order[::-1][: min(EACH_END, count - half)]
     fixed = broke = np.zeros(0, int)
     if "fine" in outcomes.views:
         first = outcomes.views["coarse"]
-        change = answer.true - first.true
-        fixed = _strongest(np.flatnonzero(~first.right & answer.right), -change)
-        broke = _strongest(np.flatnonzero(first.right & ~answer.right), change)
+        change = np.exp(-answer.loss) - np.exp(-first.loss)
+        known, before = right(answer), right(first)
+        fixed = _strongest(np.flatnonzero(~before & known), -change)
+        broke = _strongest(np.flatnonzero(before & ~known), change)
     pairs = []
-    for true, told, number in confused(outcomes.labels, answer)[:PAIRS]:
-        mistaken = np.flatnonzero((outcomes.labels == true) & (answer.label == told) & ~answer.right)
-        known = np.flatnonzero((outcomes.labels == told) & answer.right)
-        surest = known[np.argsort(-answer.true[known], kind="stable")][:PER_PAIR]
+    for true, told, number in confused(answer)[:PAIRS]:
+        mistaken = np.flatnonzero((outcomes.labels == true) & (answer.predicted == told))
+        sure = np.flatnonzero((outcomes.labels == told) & right(answer))
+        surest = sure[np.argsort(answer.loss[sure], kind="stable")][:PER_PAIR]
         mistaken = mistaken[np.argsort(-answer.confidence[mistaken], kind="stable")][:PER_PAIR]
         pairs.append((true, told, number, _ints(mistaken), _ints(surest)))
     maps = [order[round(place * (count - 1))] for place in np.linspace(0.9, 0.1, min(WITH_MAPS, count))]

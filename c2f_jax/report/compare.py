@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from c2f_jax.evaluation.outcomes import answer_of, interval
+from c2f_jax.evaluation.outcomes import answer_of, difference
 from c2f_jax.report import charts
 from c2f_jax.report.gather import Gathered
 from c2f_jax.report.story import METRICS, Cell, intervals, percent, view_name
@@ -41,8 +41,8 @@ def _figures(runs: Sequence[Gathered]) -> list[tuple[str, list[Cell]]]:
         if name not in runs[i].metrics:
             return Cell("–")
         value = runs[i].metrics[name]
-        ends = [percent(end) for end in known[i].get(name, ())] if metric == "top_1_accuracy" else []
-        return Cell(f"{value:.3f}" if metric == "loss" else percent(value), " to ".join(ends))
+        show = "{:.3f}".format if metric == "loss" else percent
+        return Cell(show(value), " to ".join(show(end) for end in known[i].get(name, ())))
 
     rows.append(
         ("answers by", [Cell(view_name(answer, ["coarse", "fine"])) if answer else Cell("–") for answer in answers])
@@ -73,9 +73,9 @@ def _difference(first: Gathered, other: Gathered) -> Cell:
     same = first.class_names == other.class_names and first.config.dataset.name == other.config.dataset.name
     if not same or not np.array_equal(first.outcomes.labels, other.outcomes.labels):
         return Cell("–", "other test images")
-    left, right = (seen.views[answer_of(seen.views)].right.astype(int) for seen in (first.outcomes, other.outcomes))
-    low, high = interval(right - left)
-    return Cell(f"{100 * (right - left).mean():+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}")
+    views = (seen.views[answer_of(seen.views)] for seen in (first.outcomes, other.outcomes))
+    gain, low, high = difference(*views)
+    return Cell(f"{100 * gain:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}")
 
 
 def _differences(runs: Sequence[Gathered]) -> list[tuple[str, list[str]]]:

@@ -16,8 +16,9 @@ from c2f_jax.errors import UserError
 from c2f_jax.evaluation.classification import classification_sums
 from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.fusion import Fusion, calibrated
+from c2f_jax.evaluation.intervals import judge
 from c2f_jax.evaluation.metrics import finalise, merge
-from c2f_jax.evaluation.outcomes import Outcomes, joined, said
+from c2f_jax.evaluation.outcomes import Outcomes, joined
 from c2f_jax.inference.predict import Model, model_of_run
 from c2f_jax.kernels import iou, ordered
 from c2f_jax.models.two_looks import log_probabilities
@@ -112,7 +113,7 @@ def look_at(model: Model, source: Source, what: str) -> tuple[Outcomes, dict[str
         total = merge(total, sums)
         real = batch["mask"] > 0
         labels = batch["label"][real]
-        views = {view: said(scores[real], labels) for view, scores in values.items()}
+        views = {view: judge(scores[real], labels) for view, scores in values.items()}
         parts.append(Outcomes(labels, views, None if overlap is None else overlap[real]))
     assert total is not None
     return joined(parts), finalise(total)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from c2f_jax.evaluation.outcomes import Outcomes, answer_of, by_class, gate_curve, interval, reliability
+from c2f_jax.evaluation.intervals import bootstrap
+from c2f_jax.evaluation.outcomes import Outcomes, answer_of, by_class, difference, reliability, right
 from c2f_jax.report import charts
 from c2f_jax.report.choice import Choice, choose
 from c2f_jax.report.gather import Gathered
@@ -112,7 +113,7 @@ def tell(run: Gathered) -> dict[str, Any]:
         "images": len(outcomes.labels),
         "answer": view_name(answer, outcomes.views),
         "reliability": _reliability(outcomes),
-        "gate": _gate(outcomes),
+        "gate": _gate(run),
         "second": _second_look(outcomes, choice, cards),
         "table": class_table(run, outcomes),
         "pairs": _pairs(run, outcomes, choice, cards),
@@ -130,15 +131,15 @@ def _card(run: Gathered, outcomes: Outcomes, picture: Picture, caption: str) -> 
     lines = tuple(
         (
             view_name(view, outcomes.views),
-            run.class_names[int(said.label[i])],
+            run.class_names[int(said.predicted[i])],
             percent(float(said.confidence[i]), 0),
-            bool(said.right[i]),
+            bool(said.others[i] < 1),
         )
         for view, said in outcomes.views.items()
         if view in ("coarse", "fine", answer)
     )
-    right = bool(outcomes.views[answer].right[i])
-    return Card(picture, run.class_names[int(outcomes.labels[i])], lines, right, caption)
+    known = bool(outcomes.views[answer].others[i] < 1)
+    return Card(picture, run.class_names[int(outcomes.labels[i])], lines, known, caption)
 
 
 # --- What the run was. ---
@@ -260,14 +261,12 @@ class Results:
 
 
 def intervals(run: Gathered) -> dict[str, tuple[float, float]]:
-    """95 % intervals by metric: the run's own; of one that has not ended, of accuracy."""
+    """95 % intervals by metric: the run's own; of one that has not ended, or of an earlier version, made here."""
     if run.has_ended and "intervals" in run.results:
-        return {name: (low, high) for name, (low, high) in run.results["intervals"]["of"].items()}
-    found = {}
-    if run.outcomes is not None:
-        for view, said in run.outcomes.views.items():
-            found[f"{view}/top_1_accuracy"] = interval(said.right)
-    return found
+        found = run.results["intervals"]["of"]
+    else:
+        found = bootstrap(run.outcomes.views)["of"] if run.outcomes is not None else {}
+    return {name: (low, high) for name, (low, high) in found.items()}
 
 
 def results_table(run: Gathered) -> Results:
@@ -312,38 +311,37 @@ def _reliability(outcomes: Outcomes) -> dict[str, Any]:
     }
 
 
-def _gate(outcomes: Outcomes) -> dict[str, Any] | None:
-    if "fine" not in outcomes.views:
+def _gate(run: Gathered) -> dict[str, Any] | None:
+    """Of `results.json`: a run that has ended, of two looks, with a validation part."""
+    curve = run.results.get("gate", {}).get("test") if run.has_ended else None
+    if not curve:
         return None
-    answer = answer_of(outcomes.views)
-    first = outcomes.views.get("calibrated_coarse", outcomes.views["coarse"])
-    shares, accuracy = gate_curve(first, outcomes.views[answer])
-    thin = np.unique(np.linspace(0, len(shares) - 1, 101).round().astype(int))
-    x, y = shares[thin].tolist(), accuracy[thin].tolist()
+    x, y = [point["second_looks"] for point in curve], [point["top_1_accuracy"] for point in curve]
     chart = charts.lines(
-        [("", x, y, charts.COLOURS.get(answer, charts.SERIES[3]), "-")],
+        [("", x, y, charts.COLOURS["calibrated"], "-")],
         xlabel="share of images looked at twice",
         ylabel="accuracy",
         percent=True,
         shares=True,
         salt="gate",
     )
-    rows = [(percent(share, 0), percent(float(np.interp(share, shares, accuracy)))) for share in np.linspace(0, 1, 6)]
+    gates = [min(1.0, point["gate"]) for point in curve]
+    rows = [(percent(gate), percent(share, 0), percent(right)) for gate, share, right in zip(gates, x, y, strict=True)]
     return {"chart": chart, "rows": rows}
 
 
 def _second_look(outcomes: Outcomes, choice: Choice, cards: Any) -> dict[str, Any] | None:
     if "fine" not in outcomes.views:
         return None
-    first, answer = outcomes.views["coarse"].right, outcomes.views[answer_of(outcomes.views)].right
-    gain = answer.astype(int) - first.astype(int)
-    low, high = interval(gain)
+    views = outcomes.views["coarse"], outcomes.views[answer_of(outcomes.views)]
+    first, answer = map(right, views)
+    gain, low, high = difference(*views)
     return {
         "both": int(np.sum(first & answer)),
         "fixed": int(np.sum(~first & answer)),
         "broke": int(np.sum(first & ~answer)),
         "neither": int(np.sum(~first & ~answer)),
-        "gain": f"{100 * gain.mean():+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})",
+        "gain": f"{100 * gain:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})",
         "fixed_cards": cards(choice.fixed),
         "broke_cards": cards(choice.broke),
     }

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from c2f_jax.data.pipeline import ImageFile
-from c2f_jax.inference.predict import Model, Prediction
+from c2f_jax.inference.predict import TOP, Model, Prediction
 from c2f_jax.program import needing
 from c2f_jax.serve import limits
 from c2f_jax.serve.batching import Batcher
@@ -59,7 +59,7 @@ def make_app(model: Model, reader: Reader, batcher: Batcher, *, hosts: tuple[str
         except TimeoutError as error:
             raise HTTPException(503, "too busy; try again later", {"Retry-After": "10"}) from error
         row = ImageFile(upload.image, upload.window, upload.height, upload.width, None)
-        return _told(model.prediction(name, row, said, threshold), upload, pictures)
+        return _told(model.prediction(name, row, said, threshold, TOP), upload, pictures)
 
     async def predict(request: Request) -> Response:
         async with _slot(slots):

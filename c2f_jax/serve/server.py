@@ -44,7 +44,7 @@ def serve(workdir: Path, config: Any, *, host: str, port: int, unknown: bool, in
     """
     with open_socket(host, port) as listener:  # before a minute's work; nobody is answered until it listens
         model = model_of_run(workdir, config)
-        threshold = model.threshold if unknown else None  # a run that has none says so now
+        threshold = model.threshold() if unknown else None  # a run that has none says so now
         sizes = sorted({parallel.fitting(size) for size in SIZES})
         side = config.dataset.raw_size
         for size in sizes:

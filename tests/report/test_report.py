@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("jinja2", reason="jinja2, of the extra `report`, is not installed")
 
 from c2f_jax import cli
-from c2f_jax.evaluation.outcomes import Outcomes, Said
+from c2f_jax.evaluation.intervals import Judged
+from c2f_jax.evaluation.outcomes import Outcomes, right
 from c2f_jax.report.gather import gather
 from c2f_jax.report.page import render
 from c2f_jax.report.story import ROWS
@@ -112,7 +113,7 @@ def test_command_line(finished, tmp_path, capsys):
 def test_outcomes_are_those_of_the_run(seen, finished):
     _, results = finished
     for view, said in seen.outcomes.views.items():
-        assert said.right.mean() == pytest.approx(results[f"{view}/top_1_accuracy"])
+        assert right(said).mean() == pytest.approx(results[f"{view}/top_1_accuracy"])
     assert seen.metrics == pytest.approx({name: results[name] for name in seen.metrics}, abs=1e-4)
     assert seen.outcomes.overlap.mean() == pytest.approx(results["box/mean_iou"], abs=1e-4)
 
@@ -145,10 +146,10 @@ def outcomes(count, classes, views=("coarse", "fine", "fused")):
     labels = np.arange(count) % classes
 
     def said():
-        right = rng.random(count) < 0.6
-        told = np.where(right, labels, (labels + 1 + rng.integers(max(1, classes - 1), size=count)) % classes)
-        confidence = rng.random(count)
-        return Said(told, confidence, np.where(right, confidence, confidence / 9), right)
+        known, confidence = rng.random(count) < 0.6, 0.01 + 0.99 * rng.random(count)
+        told = np.where(known, labels, (labels + 1 + rng.integers(max(1, classes - 1), size=count)) % classes)
+        loss = -np.log(np.where(known, confidence, confidence / 9))
+        return Judged(labels, told, confidence, (~known).astype(int), loss)
 
     return Outcomes(labels, {view: said() for view in views}, rng.random(count))
 
