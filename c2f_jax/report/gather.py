@@ -29,6 +29,8 @@ from c2f_jax.runs.writers import track
 from c2f_jax.training import steps
 from c2f_jax.training.losses import Task
 
+VIEWS = ("coarse", "fine", "fused", "calibrated_coarse", "calibrated")
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -113,7 +115,7 @@ def look_at(model: Model, source: Source, what: str) -> tuple[Outcomes, dict[str
         total = merge(total, sums)
         real = batch["mask"] > 0
         labels = batch["label"][real]
-        views = {view: judge(scores[real], labels) for view, scores in values.items()}
+        views = {view: judge(values[view][real], labels) for view in VIEWS if view in values}  # jit has sorted them
         parts.append(Outcomes(labels, views, None if overlap is None else overlap[real]))
     assert total is not None
     return joined(parts), finalise(total)

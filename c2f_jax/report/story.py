@@ -21,7 +21,7 @@ VIEWS = {
     "fine": "second look",
     "fused": "both looks",
     "calibrated_coarse": "first look, calibrated",
-    "calibrated": "both looks, calibrated",
+    "calibrated": "both, calibrated",
 }
 METRICS = {
     "top_1_accuracy": "accuracy",
