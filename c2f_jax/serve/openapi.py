@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from c2f_jax import __version__
+import c2f_jax
 from c2f_jax.serve import limits
 
 
@@ -45,7 +45,7 @@ def description(views: Sequence[str], method: str) -> dict[str, Any]:
     }
     return {
         "openapi": "3.1.0",
-        "info": {"title": f"c2f-jax: a {method} model", "version": __version__},
+        "info": {"title": f"c2f-jax: a {method} model", "version": c2f_jax.__version__},
         "paths": {
             "/predict": {
                 "post": {
