@@ -29,6 +29,7 @@ from c2f_jax.runs.writers import track
 from c2f_jax.training import steps
 from c2f_jax.training.losses import Task
 
+NUMBERS = {"step", "seconds", "train_seconds", "images_per_second", "parameters"}  # of results.json
 VIEWS = ("coarse", "fine", "fused", "calibrated_coarse", "calibrated")
 
 
@@ -80,7 +81,7 @@ def gather(workdir: Path, config: Any) -> Gathered:
         UserError: if there is no run or no checkpoint.
     """
     model = model_of_run(workdir, config)
-    results, log = _read_json(workdir / "results.json"), read_log(workdir / "metrics.jsonl")
+    results, log = _read_results(workdir / "results.json"), read_log(workdir / "metrics.jsonl")
     notes: list[str] = []
     splits: Splits | None = None
     outcomes: Outcomes | None = None
@@ -151,14 +152,26 @@ def in_batches(model: Model, source: Source, program: Callable[..., Any]) -> Ite
             yield {name: value[i] for name, value in found.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_results(path: Path) -> dict[str, Any]:
+    """What a run's end has written; {} if it has not ended. All that is used of it has the right type."""
+    again = "the training command once more writes it anew"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); move it away, or train again") from error
-    return found if isinstance(found, dict) else {}
+        raise UserError(f"{path} cannot be read ({error}); {again}") from error
+    try:
+        for name in NUMBERS.intersection(found.keys()):
+            float(found[name])
+        for low, high in found.get("intervals", {"of": {}})["of"].values():
+            float(low), float(high)
+        for point in found.get("gate", {"test": []})["test"]:
+            float(point["gate"]), float(point["second_looks"]), float(point["top_1_accuracy"])
+        dict(found.get("versions", {}))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not what a run writes ({error}); {again}") from error
+    return found
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

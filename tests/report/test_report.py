@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("jinja2", reason="jinja2, of the extra `report`, is not installed")
 
 from c2f_jax import cli
+from c2f_jax.errors import UserError
 from c2f_jax.evaluation.intervals import Judged
 from c2f_jax.evaluation.outcomes import Outcomes, right
 from c2f_jax.report.gather import gather
@@ -221,3 +222,11 @@ def test_settings_are_those_of_the_run(seen):
     text = render(seen)
     for name, value in json.loads(read_config(seen.workdir).to_json())["optimizer"].items():
         assert f"<dt>{name}</dt><dd><code>{json.dumps(value)}</code></dd>".replace('"', "&#34;") in text
+
+
+@pytest.mark.parametrize("broken", ["[1]", "{", '{"seconds": null}', '{"intervals": 3}', '{"gate": {"test": [{}]}}'])
+def test_results_that_are_none_are_a_line(finished, tmp_path, broken):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "results.json").write_text(broken)
+    with pytest.raises(UserError, match=r"results.json .* the training command once more writes it anew"):
+        gather(tmp_path / "run", read_config(tmp_path / "run"))
