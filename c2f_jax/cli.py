@@ -176,7 +176,7 @@ def run(command: Command, interruption: Interruption | None = None) -> None:
         from c2f_jax.report.page import write
 
         path = write(command.workdir, command.config, others=command.compare, output=command.output)
-        print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+        console.tell(f"{path}, {storage.size(path) / 1e6:.1f} MB")
         return
     if command.mode == "predict":
         from c2f_jax.inference.predict import model_of_run
@@ -323,7 +323,7 @@ def parse(argv: Sequence[str]) -> Command:
         options.fast,
         options.gate,
         options.top or 5,
-        tuple(as_path("--compare", text) for text in options.compare or ()),
+        tuple(storage.as_path("--compare", text) for text in options.compare or ()),
         options.host or "127.0.0.1",
         _port(options.port),
     )

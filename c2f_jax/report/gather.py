@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from c2f_jax import storage
 from c2f_jax.data import pipeline
 from c2f_jax.data.sources import Source, Splits
 from c2f_jax.errors import UserError
@@ -66,7 +67,7 @@ class Gathered:
     @property
     def name(self) -> str:
         """What it is called beside others."""
-        return self.workdir.resolve().name
+        return storage.resolved(self.workdir).rstrip("/").rpartition("/")[2]
 
     @property
     def has_ended(self) -> bool:
@@ -156,7 +157,7 @@ def _read_results(path: Path) -> dict[str, Any]:
     """What a run's end has written; {} if it has not ended. All that is used of it has the right type."""
     again = "the training command once more writes it anew"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(storage.read_text(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -177,7 +178,7 @@ def _read_results(path: Path) -> dict[str, Any]:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; one that a kill has cut off is left out."""
     events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    for line in storage.read_text(path, errors="replace").splitlines() if storage.exists(path) else ():
         try:
             event = json.loads(line)
             events.append({**event, "step": int(event["step"]), "split": str(event["split"])})

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from c2f_jax import storage
 from c2f_jax.errors import UserError
 from c2f_jax.program import needing
 from c2f_jax.report.compare import side_by_side
 from c2f_jax.report.gather import Gathered, gather
 from c2f_jax.report.story import tell
-from c2f_jax.runs.workdir import check_writable, read_config
+from c2f_jax.runs.workdir import read_config
 
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,15 +36,13 @@ def write(workdir: Path, config: object, *, others: Sequence[Path] = (), output:
     """
     path = workdir / FILE if output is None else output
     configs = [read_config(other) for other in others]  # all that can be said at once, before minutes of work
-    check_writable("--output" if output is not None else "--workdir", path.parent)
-    if path.is_dir():
+    storage.check_writable("--output" if output is not None else "--workdir", path.parent)
+    if storage.is_dir(path):
         raise UserError(f"--output: {path} is a folder; give the name of a file")
     run = gather(workdir, config)
     beside = [gather(other, own) for other, own in zip(others, configs, strict=True)]
     text = render(run, beside)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    storage.write_text(path, text)
     return path
 
 

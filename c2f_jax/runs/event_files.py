@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from c2f_jax import storage
+from c2f_jax.errors import UserError
 from c2f_jax.program import needing
 
 FOLDER = "tensorboard"
@@ -14,6 +16,15 @@ def check() -> None:
     """Raises UserError if the package that writes them is not installed."""
     with needing("tensorboard"):
         import tensorboardX  # noqa: F401
+
+
+def check_place(workdir: Path) -> None:
+    """Raises UserError if they cannot be written there: a bucket's objects cannot be appended to."""
+    if storage.is_remote(workdir):
+        raise UserError(
+            f"train.tensorboard writes files of this machine, and {workdir} is a bucket; give a --workdir on this "
+            "machine, or leave it out: metrics.jsonl has the same figures"
+        )
 
 
 class EventFiles:

@@ -27,8 +27,8 @@ from c2f_jax.evaluation.scores import Scores, batch_scores, joined
 from c2f_jax.runs import fusion, none_of_these, outcome, parallel, processes
 from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits, raw_images
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
+from c2f_jax.runs.event_files import EventFiles, check_place
 from c2f_jax.runs.explosion import Watch
-from c2f_jax.runs.event_files import EventFiles
 from c2f_jax.runs.held_out import changed_test_part, check_test_part, remember_test_part
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import TOKEN, check_workdir, claim_workdir, essential, locked, write_json
@@ -74,6 +74,8 @@ def train_and_evaluate(
     began = time.perf_counter()
     run = processes.together(lambda: build(config))
     names, workdir = run.splits.class_names, storage.as_path("workdir", os.fspath(workdir))
+    if config.train.tensorboard:
+        check_place(workdir)
     processes.check_same("config", essential(config))
     processes.check_same("data set", [names, len(run.splits.train), len(run.splits.validation), len(run.splits.test)])
     # Before anything is written: what cannot be gone on with, or weights that cannot be had, leave no workdir behind.
@@ -127,14 +129,13 @@ def _train(
         progress = {"seconds": 0.0, "train_seconds": 0.0, "images": 0}
     fresh.clear()  # a second copy of everything, were it kept
     state = run.backend.put_state(state)
-    logs: list[JsonLines | EventFiles] = []
-    logs.append(JsonLines(workdir / "metrics.jsonl" if first else None, resume_step=start if resumed else None))
-    if first and train.tensorboard:
-        logs.append(leaving.enter_context(EventFiles(workdir, resume_step=start)))
+    log = JsonLines(workdir / "metrics.jsonl" if first else None, resume_step=start if resumed else None)
+    curves = leaving.enter_context(EventFiles(workdir, resume_step=start)) if first and train.tensorboard else None
 
     def write_log(**event: Any) -> None:
-        for log in logs:
-            log.write(**event)
+        log.write(**event)
+        if curves is not None:
+            curves.write(**event)
 
     signals = parallel.Agreement(run.mesh)
 

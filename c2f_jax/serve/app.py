@@ -91,7 +91,7 @@ def make_app(model: Model, reader: Reader, batcher: Batcher, *, hosts: tuple[str
     async def about(_: Request) -> Response:
         return JSONResponse(
             {
-                "run": model.workdir.resolve().name,
+                "run": model.workdir.name,
                 "method": model.config.method,
                 "step": model.step,
                 "views": list(model.views),

@@ -3,13 +3,13 @@
 import ipaddress
 import logging
 import socket
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from c2f_jax import console
 from c2f_jax.errors import UserError
 from c2f_jax.inference.predict import model_of_run
 from c2f_jax.program import needing
@@ -55,13 +55,15 @@ def serve(workdir: Path, config: Any, *, host: str, port: int, unknown: bool, in
             app = make_app(model, reader, Batcher(model.look, sizes), hosts=own, threshold=threshold)
             _listen(listener, port)
             shown = f"[{host}]" if ":" in host else host
-            print(f"http://{shown}:{listener.getsockname()[1]} shows {workdir}, step {model.step}; Ctrl-C stops it")
+            console.tell(
+                f"http://{shown}:{listener.getsockname()[1]} shows {workdir}, step {model.step}; Ctrl-C stops it"
+            )
             if not is_loopback(host):
-                print(
+                console.tell(
                     f"{host} can be reached from other machines: whoever reaches it can send images and read the class "
                     "names; there is no password and no encryption, so put a proxy that has both before it"
                 )
-            sys.stdout.flush()
+            console.flush()
             _run(app, listener, interruption)
 
 
