@@ -96,7 +96,7 @@ def call(script, folder, *arguments):
         (["--config.train.batch_sizee=8"], "batch_size?"),  # of the default config
         (["--config=nope"], "those that ship, in configs/, go by their names: cub, cub50_lite0, folder, paper_birds"),
         (["--config=mine/configs/nope.py"], "does not exist"),
-        (["--mode=eval", "--workdir=none"], "train first: c2f-jax --workdir none"),
+        (["--mode=eval", "--workdir=none"], "train first: c2f-jax --workdir=none"),
         (["--zzz"], "see c2f-jax --help"),
     ],
 )

@@ -238,7 +238,7 @@ def test_eval_never_splits_other_photos(of_photos, tmp_path, capsys):
     for path in same_names.rglob("*.png"):
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
     assert cli.main([*command, f"--config.dataset.path={same_names}"]) == 2
-    assert f"--images {same_names}" in capsys.readouterr().err
+    assert f"--images={same_names}" in capsys.readouterr().err
     # Photos of the same classes, but other ones.
     for path in moved.rglob("*.png"):
         path.rename(path.with_name(f"new-{path.name}"))

@@ -192,7 +192,7 @@ def test_class_names_that_are_formulas_and_names_of_any_bytes():
     said = Prediction(name, top={"coarse": [("=HYPERLINK(1)", 0.5)]}, box=(0.0, 0.0, 1.0, 1.0), looks=1)
     columns, fields = header(["coarse"], looks=True, top=2), row(said, ["coarse"], looks=True, top=2)
     assert dict(zip(columns, fields, strict=True)) == {
-        **{"file": "\\udcff.png", "coarse_1": "'=HYPERLINK(1)", "coarse_1_probability": "0.5000"},
+        **{"file": "\\xff.png", "coarse_1": "'=HYPERLINK(1)", "coarse_1_probability": "0.5000"},
         **{"coarse_2": "", "coarse_2_probability": "", "looks": "1", "error": ""},
         **{"box_xmin": "0.0", "box_ymin": "0.0", "box_xmax": "1.0", "box_ymax": "1.0"},
     }

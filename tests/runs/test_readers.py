@@ -144,7 +144,7 @@ def test_what_cannot_be_written_or_read_is_a_line(finished, tmp_path, capsys):
     shutil.copytree(finished[0], workdir)
     (workdir / "config.json").write_text("{half")
     for command, words in (
-        ([f"--workdir={tmp_path / 'file' / 'run'}"], "cannot be written to (Not a directory)"),
+        ([f"--workdir={tmp_path / 'file' / 'run'}"], f"({tmp_path / 'file'} is a file)"),
         (["--mode=eval", f"--workdir={workdir}"], "config.json is not JSON"),
     ):
         assert cli.main([*command, "--config.dataset.train_size=89"] if "eval" not in command[0] else command) == 2
