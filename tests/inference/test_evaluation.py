@@ -244,10 +244,10 @@ def test_eval_never_splits_other_photos(of_photos, tmp_path, capsys):
         path.rename(path.with_name(f"new-{path.name}"))
     assert cli.main([*command, f"--config.dataset.path={moved}"]) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "launch.py:" in line or "dataset.path" in line)
-    assert f"--images {moved}" in line and "8 images then, 8 here" in line
+    assert f"--images={moved}" in line and "8 images then, 8 here" in line
     shutil.rmtree(next(moved.iterdir()))
     assert cli.main([*command, f"--config.dataset.path={moved}"]) == 2
-    assert f"--images {moved}" in capsys.readouterr().err
+    assert f"--images={moved}" in capsys.readouterr().err
     # The remedy measures all of them.
     assert cli.main([f"--images={moved}", f"--output={tmp_path / 'e.json'}", *command]) == 0
     assert json.loads((tmp_path / "e.json").read_text())["images"] == 36

@@ -38,4 +38,4 @@ def test_other_text_is_as_it_was(text):
 def test_names_of_any_bytes_can_be_written(tmp_path):
     name = b"bird-\xff.png".decode("utf-8", "surrogateescape")
     spreadsheets.write(tmp_path / "a.csv", [["file"], [name]])
-    assert "bird-\\udcff.png" in (tmp_path / "a.csv").read_text()
+    assert "bird-\\xff.png" in (tmp_path / "a.csv").read_text()
