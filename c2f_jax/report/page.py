@@ -13,6 +13,7 @@ from c2f_jax.report.story import tell
 from c2f_jax.runs.workdir import read_config
 
 FILE = "report.html"
+SUFFIXES = (".html", ".htm")
 TEMPLATES = Path(__file__).parent / "templates"
 
 with needing("report"):
@@ -20,7 +21,7 @@ with needing("report"):
 
 
 def write(workdir: Path, config: object, *, others: Sequence[Path] = (), output: Path | None = None) -> Path:
-    """Writes the report of the run in `workdir`; an earlier one goes.
+    """Writes the report of the run in `workdir`; an earlier one goes, another file does not.
 
     Args:
         workdir: the run's folder.
@@ -32,13 +33,16 @@ def write(workdir: Path, config: object, *, others: Sequence[Path] = (), output:
         The file's path.
 
     Raises:
-        UserError: if there is no run, or the file cannot be written.
+        UserError: if there is no run, the file cannot be written, or what is there is no page.
     """
     path = workdir / FILE if output is None else output
     configs = [read_config(other) for other in others]  # all that can be said at once, before minutes of work
     storage.check_writable("--output" if output is not None else "--workdir", path.parent)
     if storage.is_dir(path):
         raise UserError(f"--output: {path} is a folder; give the name of a file")
+    # An earlier report goes; results.json, a photo or a device does not.
+    if storage.exists(path) and not (path.suffix.lower() in SUFFIXES and storage.is_file(path)):
+        raise UserError(f"--output: {path} exists and is no report; give another name, such as {FILE}")
     run = gather(workdir, config)
     beside = [gather(other, own) for other, own in zip(others, configs, strict=True)]
     text = render(run, beside)

@@ -202,6 +202,8 @@ def test_of_other_methods(tmp_path, method):
         (["--mode=report", "--workdir=nowhere"], "nowhere holds no run"),
         (["--mode=report", "--workdir={run}", "--compare", "nowhere"], "nowhere holds no run"),
         (["--mode=report", "--workdir={run}", "--output={run}"], "is a folder"),
+        (["--mode=report", "--workdir={run}", "--output={run}/results.json"], "exists and is no report"),
+        (["--mode=report", "--workdir={run}", "--output=/dev/null"], "exists and is no report"),
         (["--mode=report", "--workdir={run}", "--images=x"], "--images belongs to --mode predict and eval"),
         (["--mode=eval", "--workdir={run}", "--compare", "x"], "--compare belongs to --mode report"),
     ],
