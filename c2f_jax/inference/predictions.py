@@ -1,6 +1,7 @@
 """Predictions for people and programs: a CSV file or JSON lines, and pictures with heat and box."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ MARGIN = 6
 FRAME = (255, 209, 102)
 INK = (32, 32, 32)
 JSON_LINES = (".jsonl", ".ndjson")
+TABLES = (".xls", ".xlsx", ".ods", ".parquet", ".tsv")  # which a CSV file by that name would pretend to be
 
 
 def check_output(output: Path) -> None:
     """Raises UserError if `predict_folder` would overwrite it, or if it is called like another kind of file."""
     if output.suffix.lower() == ".json":
         raise UserError(f"--output: {output}: a file with an object per line is called {output.stem}.jsonl")
+    if output.suffix.lower() in TABLES:
+        raise UserError(f"--output: {output}: a table is written as CSV, which is called {output.stem}.csv")
     if storage.exists(output):
         raise UserError(f"--output: {output} exists; choose another name, or move it away")
 
@@ -84,6 +88,7 @@ def predict_folder(
         "fusion": None if model.fusion is None else list(model.fusion),
     }
     views = model.views_by(fast=fast)
+    top = min(top, max(TOP, len(model.class_names)))  # no columns for classes that there cannot be
     if output.suffix.lower() in JSON_LINES:
         first_line, line_of, lines = "", as_line, json_lines
         key_of: Any = str
@@ -95,9 +100,14 @@ def predict_folder(
             return spreadsheets.line(row(prediction, views, unknown=mark_unknown, looks=gate is not None, top=top))
 
     with resuming(output, command, lines, first_line) as rows:
-        done, unreadable = {file for file, _ in rows.done}, sum(error for _, error in rows.done)
-        left = [name for name in names if key_of(name) not in done]
-        if done:
+        done, unreadable = Counter(file for file, _ in rows.done), sum(error for _, error in rows.done)
+        left = []
+        for name in names:  # in the order of the rows: two names may be one cell, "=a.png" and "'=a.png"
+            if done[key_of(name)] > 0:
+                done[key_of(name)] -= 1
+            else:
+                left.append(name)
+        if rows.done:
             tell(f"going on: {len(names) - len(left)} of {len(names)} images are done")
         found = model.predict_below(root, left, mark_unknown=mark_unknown, fast=fast, gate=gate, top=top)
         for prediction in track(found, total=len(left), what="predict"):

@@ -13,13 +13,14 @@ from PIL import Image
 
 from c2f_jax import cli
 from c2f_jax.data.paper_birds import PaperBirds
+from c2f_jax.errors import UserError
 from c2f_jax.inference import load_model
 from c2f_jax.inference.predict import Prediction
-from c2f_jax.inference.predictions import as_line, header, row
+from c2f_jax.inference.predictions import as_line, check_output, header, row
 from c2f_jax.inference.resumable import csv_lines, json_lines, resuming
 
 COUNT = 19
-NAMES = {0: "=1+1.png", 1: "@a\nb.png", 2: 'with "quotes", and commas.png', 3: "-2.png"}
+NAMES = {0: "=1+1.png", 1: "@a\nb.png", 2: 'with "quotes", and commas.png', 3: "-2.png", 4: "'=1+1.png"}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,15 @@ def test_more_classes_than_there_are(finished, folder, tmp_path):
     for one in objects_of(tmp_path / "p.jsonl"):
         assert len(one["top"]["coarse"]) == 16
         assert sum(entry["probability"] for entry in one["top"]["coarse"]) == pytest.approx(1.0, abs=1e-5)
+    assert cli.main([*command, f"--output={tmp_path / 'p.csv'}"]) == 0
+    columns = rows_of(tmp_path / "p.csv")[0]
+    assert "coarse_16" in columns and "coarse_17" not in columns
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.xlsx", "p.TSV", "p.parquet"])
+def test_another_kind_of_file_is_not_written_by_that_name(tmp_path, name):
+    with pytest.raises(UserError, match=r"is called p\.(jsonl|csv)"):
+        check_output(tmp_path / name)
 
 
 KILLED = """
