@@ -24,7 +24,7 @@ with needing("serve"):
     from starlette.applications import Starlette
     from starlette.datastructures import UploadFile
     from starlette.exceptions import HTTPException
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import FileResponse, JSONResponse, Response
     from starlette.routing import Route
 
@@ -206,6 +206,8 @@ async def _uploads(request: Request) -> list[tuple[str, bytes]]:
                 found = [(file.filename or "image", await file.read()) for file in files]
     except TimeoutError as error:
         raise HTTPException(408, f"the upload took longer than {limits.UPLOAD_SECONDS:.0f} s") from error
+    except ClientDisconnect as error:  # nobody hears it: no fault of the server, and nothing for its output
+        raise HTTPException(400, "the upload ended too soon") from error
     if not found:
         raise HTTPException(400, "the form holds no file; send images as files")
     return found

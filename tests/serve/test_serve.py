@@ -49,7 +49,8 @@ def address(finished):
     yield address
     server.terminate()
     assert server.wait(30) == 0
-    assert "answering what was asked" in server.stderr.read()
+    said = server.stderr.read()
+    assert "answering what was asked" in said and "Traceback" not in said, said
 
 
 def png(image, kind="png", **options):
@@ -191,6 +192,22 @@ def test_an_upload_without_an_end_is_cut(address):
         except ConnectionError:
             pass
         assert 30 << 20 < sent < 64 << 20
+
+
+def test_who_leaves_during_an_upload_is_no_fault(finished):
+    server, address = start(finished[0])
+    host, port = address.removeprefix("http://").split(":")
+    for kind in ("image/png", "multipart/form-data; boundary=x"):
+        with socket.create_connection((host, int(port)), timeout=60) as line:
+            head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\nContent-Length: 99\r\n\r\n--x"
+            line.sendall(head.encode())
+            line.shutdown(socket.SHUT_WR)
+            line.recv(100)  # until the server has noticed
+    assert ask(address, "/healthz")[0] == 200
+    server.terminate()
+    assert server.wait(30) == 0
+    said = server.stderr.read()
+    assert "Traceback" not in said and "Exception" not in said, said
 
 
 def test_the_description_names_what_there_is(address):
