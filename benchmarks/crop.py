@@ -110,7 +110,7 @@ WAYS = ("auto", "gather", "matmul")  # of `crop_and_resize`, which `ours` alone 
 
 def ours(case: Case, way: str, **settings: Any) -> Callable[..., jax.Array]:
     """`crop_and_resize` by one of `WAYS`: (images, boxes) -> views. settings: what the case leaves open."""
-    return partial(crop_and_resize, output_size=case.outputs, antialias=case.antialias, method=way, **settings)
+    return partial(crop_and_resize, output_size=case.outputs, antialias=case.antialias, implementation=way, **settings)
 
 
 def in_jax(crop: Callable[..., jax.Array], case: Case, mode: str) -> timing.Work:

@@ -101,7 +101,7 @@ def test_a_package_is_known_in_one_place(package):
 
 # Attribute -> the files that may ask for it. What runs on which devices, and in which process, is decided in one place.
 ASKED_HERE = {
-    r"jax\.(local_)?devices\(|jax\.(local_)?device_count|jax\.make_mesh": ("runs/parallel.py", "kernels/crop.py"),
+    r"jax\.(local_)?devices\(|jax\.(local_)?device_count|jax\.make_mesh": ("runs/parallel.py",),
     r"jax\.process_(index|count)|jax\.distributed|multihost_utils": ("runs/processes.py",),
     r"os\.environ|os\.getenv|sys\.argv": ("memory.py", "cli.py", "runs/supervisor.py", "program.py", "__main__.py"),
     # One door for what is told: it escapes, encodes, and stands that nobody reads.

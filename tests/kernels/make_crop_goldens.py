@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 PATH = Path(__file__).with_name("crop_goldens.npz")
-TORCH_PADDINGS = {"edge": "border", "constant": "zeros", "reflect": "reflection"}
+TORCH_PADDINGS = {"edge": "border", "constant": "zeros", "symmetric": "reflection"}
 SIZES = {"smaller": (3, 4), "taller": (9, 7)}
 
 

@@ -15,8 +15,12 @@ def _pixel(image, y, x, padding, fill_value):
     if padding == "constant":
         inside = 0 <= y < height and 0 <= x < width
         return image[y, x] if inside else np.full(channels, fill_value)
-    y, x = y % (2 * height), x % (2 * width)  # "reflect" goes forth and back: 0 1 2 2 1 0 0 1 2 ...
-    return image[min(y, 2 * height - 1 - y), min(x, 2 * width - 1 - x)]
+    if padding == "symmetric":  # forth and back: 0 1 2 2 1 0 0 1 2 ...
+        y, x = y % (2 * height), x % (2 * width)
+        return image[min(y, 2 * height - 1 - y), min(x, 2 * width - 1 - x)]
+    assert padding == "reflect"  # 0 1 2 1 0 1 2 ...
+    y, x = y % max(2 * height - 2, 1), x % max(2 * width - 2, 1)
+    return image[min(y, 2 * height - 2 - y), min(x, 2 * width - 2 - x)]
 
 
 def _taps(lo, hi, pixels, outputs, output, padding, antialias):
