@@ -135,4 +135,4 @@ def test_every_package_and_requirement_is_named():
     assert set(settings["tool"]["setuptools"]["packages"]) == found | {"c2f_jax.configs"}
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     project = settings["project"]
-    assert sorted(lines) == sorted(project["dependencies"] + project["optional-dependencies"]["train"])
+    assert sorted(lines) == sorted(project["optional-dependencies"]["train"])

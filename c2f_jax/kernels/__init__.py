@@ -8,6 +8,7 @@ Conventions, the same everywhere:
 - coordinates, sums and norms are computed in float32, or in float64 where that goes in.
 """
 
+from c2f_jax.kernels.align import roi_align
 from c2f_jax.kernels.attention import (
     bilinear_attention_pooling,
     center_loss,
@@ -34,6 +35,7 @@ from c2f_jax.kernels.boxes import (
     threshold_box,
 )
 from c2f_jax.kernels.crop import crop_and_resize
+from c2f_jax.kernels.views import crop_with_wide_gradient, outside_mask, paste
 
 __all__ = [
     "area",
@@ -43,6 +45,7 @@ __all__ = [
     "compose",
     "contains",
     "crop_and_resize",
+    "crop_with_wide_gradient",
     "drop_mask",
     "flip_horizontal",
     "from_aligned_corners",
@@ -52,8 +55,11 @@ __all__ = [
     "invert",
     "iou",
     "ordered",
+    "outside_mask",
+    "paste",
     "region_distribution",
     "resize_maps",
+    "roi_align",
     "sample_attention_map",
     "soft_box",
     "threshold_box",

@@ -5,19 +5,22 @@ Boxes are ``[..., 4]``: ``[ymin, xmin, ymax, xmax]``, fractions of the image at 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 # --- From other conventions. ---
 
 
-def from_xyxy(boxes: jax.Array) -> jax.Array:
+def from_xyxy(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
     """[xmin, ymin, xmax, ymax] (torchvision's, COCO's corners) as [ymin, xmin, ymax, xmax], and back. [..., 4]."""
+    boxes = jnp.asarray(boxes)
     return jnp.stack([boxes[..., 1], boxes[..., 0], boxes[..., 3], boxes[..., 2]], axis=-1)
 
 
-def from_pixels(boxes: jax.Array, image_size: Sequence[int]) -> jax.Array:
+def from_pixels(boxes: ArrayLike | Sequence[Any], image_size: Sequence[int]) -> jax.Array:
     """Boxes in pixels, measured at pixel edges, as fractions of the image.
 
     Args:
@@ -32,12 +35,15 @@ def from_pixels(boxes: jax.Array, image_size: Sequence[int]) -> jax.Array:
         >>> from_pixels(from_xyxy(jnp.array([64, 0, 128, 50])), (100, 128)).tolist()
         [0.0, 0.5, 0.5, 1.0]
     """
+    boxes = jnp.asarray(boxes)
     height, width = image_size
     boxes = boxes.astype(jnp.float64 if boxes.dtype == jnp.float64 else jnp.float32)
     return boxes / jnp.array([height, width, height, width], boxes.dtype)
 
 
-def from_aligned_corners(boxes: jax.Array, image_size: Sequence[int], output_size: Sequence[int]) -> jax.Array:
+def from_aligned_corners(
+    boxes: ArrayLike | Sequence[Any], image_size: Sequence[int], output_size: Sequence[int]
+) -> jax.Array:
     """Boxes whose corners are the centres of the crop's corner pixels: TensorFlow's and kornia's.
 
     `tf.image.crop_and_resize` takes such fractions of (size - 1); kornia's corners are in pixels, so divide them by
@@ -56,6 +62,7 @@ def from_aligned_corners(boxes: jax.Array, image_size: Sequence[int], output_siz
         >>> from_aligned_corners(jnp.array([0.0, 0.0, 1.0, 1.0]), (4, 4), (4, 4)).tolist()
         [0.0, 0.0, 1.0, 1.0]
     """
+    boxes = jnp.asarray(boxes)
     boxes = boxes.astype(jnp.float64 if boxes.dtype == jnp.float64 else jnp.float32)
     sides = []
     for axis, (pixels, outputs) in enumerate(zip(image_size, output_size, strict=True)):
@@ -69,18 +76,20 @@ def from_aligned_corners(boxes: jax.Array, image_size: Sequence[int], output_siz
 # --- Arithmetic. ---
 
 
-def ordered(boxes: jax.Array) -> jax.Array:
+def ordered(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
     """The same places without orientation: min before max. [..., 4] -> [..., 4]."""
+    boxes = jnp.asarray(boxes)
     start, end = boxes[..., :2], boxes[..., 2:]
     return jnp.concatenate([jnp.minimum(start, end), jnp.maximum(start, end)], axis=-1)
 
 
-def flip_horizontal(boxes: jax.Array) -> jax.Array:
+def flip_horizontal(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
     """The same places, mirrored left to right. [..., 4] -> [..., 4]."""
+    boxes = jnp.asarray(boxes)
     return jnp.stack([boxes[..., 0], boxes[..., 3], boxes[..., 2], boxes[..., 1]], axis=-1)
 
 
-def compose(outer: jax.Array, inner: jax.Array) -> jax.Array:
+def compose(outer: ArrayLike | Sequence[Any], inner: ArrayLike | Sequence[Any]) -> jax.Array:
     """A box inside a view, in the coordinates of the image that the view was cut from.
 
     Orientation is carried over: a box inside a mirrored view is mirrored.
@@ -97,11 +106,12 @@ def compose(outer: jax.Array, inner: jax.Array) -> jax.Array:
         >>> compose(jnp.array([0.0, 1.0, 1.0, 0.5]), jnp.array([0.0, 0.0, 0.5, 0.5])).tolist()
         [0.0, 1.0, 0.5, 0.75]
     """
+    outer, inner = jnp.asarray(outer), jnp.asarray(inner)
     start, extent = outer[..., :2], outer[..., 2:] - outer[..., :2]
     return jnp.concatenate([start + inner[..., :2] * extent, start + inner[..., 2:] * extent], axis=-1)
 
 
-def invert(boxes: jax.Array) -> jax.Array:
+def invert(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
     """The image's place in the view that a box cuts out of it: ``compose(box, invert(box))`` is the whole image.
 
     Args:
@@ -115,19 +125,22 @@ def invert(boxes: jax.Array) -> jax.Array:
         >>> invert(jnp.array([0.25, 0.5, 0.75, 1.0])).tolist()
         [-0.5, -1.0, 1.5, 1.0]
     """
+    boxes = jnp.asarray(boxes)
     start, extent = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
     extent = jnp.where(jnp.abs(extent) < 1e-6, jnp.where(extent < 0, -1e-6, 1e-6).astype(extent.dtype), extent)
     return jnp.concatenate([-start / extent, (1.0 - start) / extent], axis=-1)
 
 
-def area(boxes: jax.Array) -> jax.Array:
+def area(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
     """Area as a fraction of the image's, whatever the orientation. [..., 4] -> [...]."""
+    boxes = jnp.asarray(boxes)
     extent = jnp.abs(boxes[..., 2:] - boxes[..., :2])
     return extent[..., 0] * extent[..., 1]
 
 
-def iou(a: jax.Array, b: jax.Array) -> jax.Array:
+def iou(a: ArrayLike | Sequence[Any], b: ArrayLike | Sequence[Any]) -> jax.Array:
     """Intersection over union, whatever the orientation; 0 for two boxes without area. [..., 4] x 2 -> [...]."""
+    a, b = jnp.asarray(a), jnp.asarray(b)
     a, b = ordered(a), ordered(b)
     start, end = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
     sides = jnp.maximum(end - start, 0.0)
@@ -136,12 +149,13 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1.0), 0.0)
 
 
-def box_iou(a: jax.Array, b: jax.Array) -> jax.Array:
+def box_iou(a: ArrayLike | Sequence[Any], b: ArrayLike | Sequence[Any]) -> jax.Array:
     """`iou` of all pairs. [..., N, 4], [..., M, 4] -> [..., N, M]."""
+    a, b = jnp.asarray(a), jnp.asarray(b)
     return iou(a[..., :, None, :], b[..., None, :, :])
 
 
-def giou_loss(a: jax.Array, b: jax.Array) -> jax.Array:
+def giou_loss(a: ArrayLike | Sequence[Any], b: ArrayLike | Sequence[Any]) -> jax.Array:
     """1 - GIoU, in [0, 2]: it pulls boxes towards each other that do not meet yet, where IoU has no gradient.
 
     GIoU is the IoU, less the share of the smallest box around both that neither covers. Orientation does not count;
@@ -161,6 +175,7 @@ def giou_loss(a: jax.Array, b: jax.Array) -> jax.Array:
         >>> giou_loss(jnp.array([0.0, 0.0, 0.5, 1.0]), jnp.array([0.5, 0.0, 1.0, 1.0])).item()
         1.0
     """
+    a, b = jnp.asarray(a), jnp.asarray(b)
     a, b = ordered(a), ordered(b)
     start, end = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
     sides = jnp.maximum(end - start, 0.0)
@@ -171,8 +186,9 @@ def giou_loss(a: jax.Array, b: jax.Array) -> jax.Array:
     return 1.0 - iou(a, b) + empty
 
 
-def contains(boxes: jax.Array, points: jax.Array) -> jax.Array:
+def contains(boxes: ArrayLike | Sequence[Any], points: ArrayLike | Sequence[Any]) -> jax.Array:
     """Which points lie in their box, edges included. boxes [..., 4], points [..., P, 2] (y, x) -> bool [..., P]."""
+    boxes, points = jnp.asarray(boxes), jnp.asarray(points)
     boxes = ordered(boxes)[..., None, :]
     return jnp.all((points >= boxes[..., :2]) & (points <= boxes[..., 2:]), axis=-1)
 

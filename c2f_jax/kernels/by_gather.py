@@ -13,6 +13,7 @@ from jax.sharding import AxisType
 from c2f_jax.kernels.taps import Axis, number, taps_of_boxes, weight_derivatives
 
 CACHE = 1 << 20  # bytes; from here on crops are made in turn. A core has 1 to 2 MiB of its own, for several arrays.
+TURNS = jax.__version_info__ >= (0, 10)  # before, a loop that a rule for derivatives makes can not be transposed
 
 
 def _aimed(index: jax.Array, counts: jax.Array, axis: Axis, images: jax.Array) -> jax.Array:
@@ -68,7 +69,7 @@ def _sample_jvp(axes, primals, tangents, *, in_turn):
     # Reverse mode computes again what it needs, box by box, rather than keep it for all of them.
     change = jax.checkpoint(lambda image, box: _change(axes[0].padding, *image, *box), prevent_cse=False)
     rows = axes[0].outputs * axes[1].pixels * images.shape[-1]  # numbers between the two passes of one crop
-    in_turn = in_turn and isinstance(rows, int) and rows * out.dtype.itemsize >= CACHE
+    in_turn = in_turn and TURNS and isinstance(rows, int) and rows * out.dtype.itemsize >= CACHE
     return out, of_each_box(change, (images, images_dot), (taps, changes, dots), in_turn=in_turn)
 
 

@@ -7,6 +7,7 @@ antialiased. Two ways to compute the same: gather these taps, or multiply by a m
 without weight do not count, even where they are not finite.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from c2f_jax.kernels.by_gather import gather, gather_on_cpu, of_each_box
@@ -113,6 +115,7 @@ def crop_and_resize(
         boxes = boxes[..., None, :]
     crop = _way(method, implementation, antialias and not all(isinstance(side, int) for side in images.shape[-3:-1]))
     crop = partial(crop, size=size, padding=padding, fill_value=float(fill_value), antialias=antialias)
+    images, boxes = _spread_alike(images, boxes)
     # One axis of images, one of their boxes.
     if images.ndim == 3:
         out = crop(images[None], boxes[None])[0]
@@ -143,6 +146,28 @@ def _checked(images: jax.Array, boxes: jax.Array, output_size: int | Sequence[in
     if any(isinstance(side, int) and side == 0 for side in images.shape[-3:-1]):
         raise ValueError(f"images must have at least one pixel, got shape {images.shape}")
     return size_of(output_size)
+
+
+def _spread_alike(images: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Under a mesh with explicit axes: whole images, with all their boxes on their devices; elsewhere as they are."""
+    sharding = jax.typeof(images).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        sharding = jax.typeof(boxes).sharding
+        if AxisType.Explicit not in sharding.mesh.axis_types:
+            return images, boxes
+    ours, theirs = ([*jax.typeof(a).sharding.spec, *[None] * a.ndim][: a.ndim] for a in (images, boxes))
+    leading = images.ndim - 3
+    shared = [a if a is not None else b for a, b in zip(ours[:leading], theirs[:leading], strict=True)]
+    used = {name for axis in shared if axis is not None for name in (axis if isinstance(axis, tuple) else (axis,))}
+
+    last = ours[-1] if isinstance(ours[-1], tuple) else (ours[-1],)
+    images_spec = PartitionSpec(*shared, None, None, None if used & set(last) else ours[-1])
+    boxes_spec = PartitionSpec(*shared, *[None] * (boxes.ndim - leading))
+    reshard = jax.reshard if hasattr(jax, "reshard") else importlib.import_module("jax.experimental.shard").reshard
+    return (
+        reshard(images, NamedSharding(sharding.mesh, images_spec)),
+        reshard(boxes, NamedSharding(sharding.mesh, boxes_spec)),
+    )
 
 
 def _way(method: str, implementation: str, unknown_taps: bool) -> Callable[..., jax.Array]:

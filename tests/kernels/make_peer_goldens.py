@@ -10,6 +10,11 @@ from pathlib import Path
 import numpy as np
 
 PATH = Path(__file__).with_name("peer_goldens.npz")
+ROI_ALIGN = {
+    "plain": {"output_size": (3, 4), "spatial_scale": 0.3, "sampling_ratio": 2, "aligned": True},
+    "older": {"output_size": (2, 2), "spatial_scale": 0.25, "sampling_ratio": 3, "aligned": False},
+    "one sample": {"output_size": (5, 1), "spatial_scale": 0.5, "sampling_ratio": 1, "aligned": True},
+}
 CORNER_SIZES = [(3, 4), (1, 5), (7, 6)]
 
 
@@ -34,7 +39,15 @@ def torchvision_goldens() -> dict[str, np.ndarray]:
     import torchvision
 
     a, b = (torch.tensor(boxes) for boxes in pairs())
-    return {
+    maps, boxes = torch.tensor(features()).permute(0, 3, 1, 2).double(), torch.tensor(a.numpy()).double()
+    indices = torch.arange(len(boxes)).double()[:, None] % len(maps)
+    aligned = {
+        f"roi_align/{case}": torchvision.ops.roi_align(maps, torch.cat([indices, boxes], 1), **settings)
+        .permute(0, 2, 3, 1)
+        .numpy()
+        for case, settings in ROI_ALIGN.items()
+    }
+    return aligned | {
         "box_iou": torchvision.ops.box_iou(a, b).numpy(),
         "giou_loss": torchvision.ops.generalized_box_iou_loss(a, b).numpy(),
     }

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from c2f_jax.kernels import (
     box_iou,
@@ -14,6 +15,7 @@ from c2f_jax.kernels import (
     from_xyxy,
     giou_loss,
     invert,
+    roi_align,
 )
 from tests.kernels import make_peer_goldens as peers
 
@@ -56,3 +58,39 @@ def test_invert():
     boxes = np.random.default_rng(0).uniform(-0.2, 1.2, (20, 4)).astype(np.float32)
     np.testing.assert_allclose(compose(boxes, invert(boxes)), np.tile([0, 0, 1, 1], (20, 1)), atol=1e-5)
     assert jnp.isfinite(invert(jnp.full(4, 0.3))).all()
+
+
+def region_features(case, boxes):
+    indices = np.arange(len(boxes)) % 3
+    return roi_align(peers.features(), boxes, box_indices=indices, **peers.ROI_ALIGN[case])
+
+
+@pytest.mark.parametrize("case", peers.ROI_ALIGN)
+def test_roi_align(case):
+    """torchvision's values, stored in float64; boxes reach beyond the image on all sides."""
+    expected = GOLDENS[f"roi_align/{case}"]
+    np.testing.assert_allclose(jax.jit(region_features, static_argnums=0)(case, peers.pairs()[0]), expected, atol=1e-5)
+    assert (expected == 0).any() and np.abs(expected).max() > 1
+
+
+def test_roi_align_has_a_gradient_in_the_boxes():
+    """Against difference quotients, in both arguments."""
+    boxes = np.array([[3.3, 1.7, 20.2, 18.9], [-2.1, 4.4, 9.7, 40.3], [30.3, 20.1, 31.2, 29.7]])
+    with jax.enable_x64(True):
+        features = jnp.asarray(peers.features(), jnp.float64)
+
+        def align(features, boxes):
+            return roi_align(features, boxes, (3, 2), box_indices=[2, 0, 0], spatial_scale=0.3)
+
+        check_grads(jax.jit(align), (features, jnp.asarray(boxes)), order=1, atol=1e-5, rtol=1e-5, eps=1e-6)
+
+
+def test_roi_align_refuses():
+    for settings, message in (
+        ({"sampling_ratio": 0}, "sampling_ratio must be at least 1, got 0"),
+        ({"box_indices": [0, 1]}, r"box_indices must be int \[N\]"),
+        ({"box_indices": [0.5]}, r"box_indices must be int \[N\]"),
+        ({"output_size": 0}, "output_size must be a positive int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            roi_align(peers.features(), [[0, 0, 4, 4]], **{"output_size": 2, "box_indices": [0]} | settings)

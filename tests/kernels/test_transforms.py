@@ -71,6 +71,16 @@ CASES = {
     "contains": Case(kernels.contains, lambda: (rows(3, 4), rows(3, 7, 2, seed=1))),
     "crop_and_resize": crop_case(padding="symmetric"),
     "crop_and_resize, antialias": crop_case(antialias=True, implementation="matmul"),
+    "crop_and_resize, nearest": Case(
+        partial(kernels.crop_and_resize, output_size=(4, 3), method="nearest"),
+        lambda: (rows(5, 6, 2), rows(2, 4, seed=1)),
+        (0,),
+    ),
+    "crop_with_wide_gradient": Case(
+        partial(kernels.crop_with_wide_gradient, output_size=(4, 3), blur=2.0),
+        lambda: (rows(5, 6, 2), rows(2, 4, seed=1)),
+        (0, 1),
+    ),
     "drop_mask": Case(kernels.drop_mask, lambda: (rows(2, 4, 5), rows(2, seed=1))),
     "flip_horizontal": Case(kernels.flip_horizontal, lambda: (rows(3, 4),), (0,)),
     "from_aligned_corners": Case(
@@ -82,8 +92,19 @@ CASES = {
     "invert": Case(kernels.invert, lambda: (rows(3, 4),), (0,)),
     "iou": Case(kernels.iou, lambda: (rows(3, 4), rows(3, 4, seed=1)), (0, 1)),
     "ordered": Case(kernels.ordered, lambda: (rows(3, 4),), (0,)),
+    "outside_mask": Case(partial(kernels.outside_mask, output_size=(3, 4)), lambda: (rows(3, 4),)),
+    "paste": Case(
+        lambda views, boxes: jnp.concatenate([a.ravel() for a in kernels.paste(views, boxes, (5, 6))]),
+        lambda: (rows(2, 3, 4, 2), rows(2, 4, seed=1)),
+        (0, 1),
+    ),
     "region_distribution": Case(kernels.region_distribution, lambda: (rows(2, 4, 5), rows(2, 4, 5, seed=1)), (0, 1)),
     "resize_maps": Case(partial(kernels.resize_maps, size=7), lambda: (rows(2, 4, 5),), (0,)),
+    "roi_align": Case(
+        lambda maps, boxes: kernels.roi_align(6 * maps, 6 * boxes, (2, 3), box_indices=[1, 0, 1]),
+        lambda: (rows(2, 6, 5, 2), rows(3, 4, seed=1)),
+        (0, 1),
+    ),
     "sample_attention_map": Case(kernels.sample_attention_map, lambda: (keys(), rows(3, 4, 5, 2)), (1,)),
     "soft_box": Case(kernels.soft_box, lambda: (rows(2, 4, 5) / 20, rows(2, seed=1)), (0, 1)),
     "threshold_box": Case(
@@ -217,6 +238,10 @@ POSITIONAL_OPTIONS = {"soft_box": ["kappa"]}
 # Settings without a default are part of what is asked for.
 REQUIRED_SETTINGS = {
     "crop_and_resize": ["output_size"],
+    "crop_with_wide_gradient": ["output_size"],
+    "outside_mask": ["output_size"],
+    "paste": ["output_size"],
+    "roi_align": ["output_size"],
     "from_aligned_corners": ["image_size", "output_size"],
     "from_pixels": ["image_size"],
     "resize_maps": ["size"],
@@ -227,7 +252,7 @@ def test_public_names():
     """All public functions of the modules, each of them in the table above, in order."""
     assert kernels.__all__ == PUBLIC
     assert {name.split(",")[0] for name in CASES} == set(PUBLIC)
-    modules = (kernels.attention, kernels.boxes, kernels.crop)
+    modules = (kernels.align, kernels.attention, kernels.boxes, kernels.crop, kernels.views)
     defined = [
         name
         for module in modules
