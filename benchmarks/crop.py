@@ -2,6 +2,7 @@
 
 python -m benchmarks.crop                           # all cases; PyTorch too where it is installed: pip install .[bench]
 python -m benchmarks.crop --case "448 to 448" --batch 8 --repeats 15
+python -m benchmarks.crop --plain                   # in a process as one has it who takes the kernel alone
 
 Every implementation of a case gets the same images, boxes and cotangent, is compiled, and is then timed in turn, round
 after round, on two cores. `milliseconds` is the median; `speed` the median over rounds of the time of "ours, auto" over
@@ -9,10 +10,12 @@ this one's: at 0.25 ours is four times as fast. `temp_mib` is what XLA sets asid
 --peak, `peak_mib` is how far a process that does nothing else grows, compilation included.
 """
 
+import sys
+
 from benchmarks import timing
 
 if __name__ == "__main__":
-    timing.prepare()  # before JAX and PyTorch are imported
+    timing.prepare(huge_pages="--plain" not in sys.argv)  # before JAX and PyTorch are imported
 
 import argparse
 import functools
@@ -199,6 +202,7 @@ def main() -> None:
     parser.add_argument("--sides", default="", help='only cases whose box sides are "0.45" or "U(0.4, 1)"')
     parser.add_argument("--mode", default="", help=f"only modes that hold this, of: {', '.join(MODES)}")
     parser.add_argument("--peak", action="store_true", help="measure the peak memory as well, each in its own process")
+    parser.add_argument("--plain", action="store_true", help="without the huge pages that training has")
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if torch is not None:
@@ -218,6 +222,7 @@ def main() -> None:
             for name, figures in timing.summary(times, "ours, auto").items():
                 temporaries = built[name].temp_mib
                 line = {**case._asdict(), "mode": mode, "implementation": name, **figures}
+                line["process"] = "plain" if options.plain else "huge pages"
                 line["temp_mib"] = None if temporaries is None else round(temporaries, 1)
                 if options.peak:
                     peak = timing.in_own_process("benchmarks.crop", str(number), mode, name)

@@ -15,9 +15,13 @@ from c2f_jax.memory import restart_with_huge_pages
 THREADS = 2
 
 
-def prepare() -> None:
-    """Huge pages, and `THREADS` cores for this process; before JAX or PyTorch is imported, which count cores once."""
-    restart_with_huge_pages()
+def prepare(huge_pages: bool = True) -> None:
+    """`THREADS` cores for this process; before JAX or PyTorch is imported, which count cores once.
+
+    huge_pages: as training has them; a plain process of somebody who takes a kernel alone has not.
+    """
+    if huge_pages:
+        restart_with_huge_pages()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 

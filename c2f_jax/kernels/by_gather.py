@@ -3,6 +3,7 @@
 import functools
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +17,29 @@ CACHE = 1 << 20  # bytes; from here on crops are made in turn. A core has 1 to 2
 TURNS = jax.__version_info__ >= (0, 10)  # before, a loop that a rule for derivatives makes can not be transposed
 
 
+LEAST = 2.0**-60  # in place of a weight of 0, which would make NaN of an infinity; it changes no other sum
+
+
 def _aimed(index: jax.Array, counts: jax.Array, axis: Axis, images: jax.Array) -> jax.Array:
-    """So that taps that do not count read a pixel that does, or none: 0 times what is not finite would be NaN."""
+    """So that taps that do not count read what the first one reads, or nothing: what they meet may not be finite."""
     if not jnp.issubdtype(images.dtype, jnp.floating):
         return index
-    if axis.padding == "constant":
-        return jnp.where(counts, index, number(axis.pixels, index.dtype))
-    last = jnp.max(jnp.where(counts, index, -1), axis=-2, keepdims=True)
-    return jnp.where(counts | (last < 0), index, last)
+    # The first tap lies under the triangle, so it counts wherever one does; but for what lies beyond a constant image.
+    instead = number(axis.pixels, index.dtype) if axis.padding == "constant" else index[..., :1, :]
+    return jnp.where(counts, index, instead)
+
+
+def _not_zero(weight: jax.Array, axis: Axis, images: jax.Array) -> jax.Array:
+    return (
+        jnp.maximum(weight, LEAST)
+        if jnp.issubdtype(images.dtype, jnp.floating) and axis.padding != "constant"
+        else weight
+    )
 
 
 def _along(axis: int, image: jax.Array, index: jax.Array, weight: jax.Array, padding: str) -> jax.Array:
     """The sum over taps [taps, outputs] along an axis of image [., ., C]; what lies beyond a "constant" one is 0."""
-    how = {"mode": "fill", "fill_value": 0} if padding == "constant" else {"mode": "clip"}
+    how: dict[str, Any] = {"mode": "fill", "fill_value": 0} if padding == "constant" else {"mode": "clip"}
     terms = []
     for i, w in zip(index, weight, strict=True):
         read = jnp.take(image, i, axis=axis, **how)
@@ -45,7 +56,7 @@ def _sample(images, y, y_radius, x, x_radius, axes):
     taps = []
     for axis, at in ((axes[0], (y, y_radius)), (axes[1], (x, x_radius))):
         index, weight = taps_of_boxes(*at, axis)
-        taps.append((_aimed(index, weight != 0, axis, images), weight))
+        taps.append((_aimed(index, weight != 0, axis, images), _not_zero(weight, axis, images)))
     rows, columns = (partial(along, padding=axes[0].padding) for along in (_rows, _columns))
     return of_each_box(lambda image, at: columns(rows(image, *at[0]), *at[1]), images, taps)
 
@@ -59,13 +70,13 @@ def _sample_jvp(axes, primals, tangents, *, in_turn):
     taps, changes = [], []
     for axis, at, moves in ((axes[0], (y, y_radius), dots[:2]), (axes[1], (x, x_radius), dots[2:])):
         index, weight = taps_of_boxes(*at, axis)
-        taps.append((_aimed(index, weight != 0, axis, images), weight))
         weights = [
             None if dot is None else change for dot, change in zip(moves, weight_derivatives(*at, axis), strict=True)
         ]
-        some = [w != 0 for w in weights if w is not None]
-        counts = functools.reduce(jnp.logical_or, some, jnp.zeros_like(weight, bool))
-        changes.append((_aimed(index, counts, axis, images), weights))
+        counts = functools.reduce(jnp.logical_or, [w != 0 for w in weights if w is not None], weight != 0)
+        # One index for all of them, so that each pixel is read once.
+        taps.append((_aimed(index, counts, axis, images), _not_zero(weight, axis, images)))
+        changes.append(weights)
     # Reverse mode computes again what it needs, box by box, rather than keep it for all of them.
     change = jax.checkpoint(lambda image, box: _change(axes[0].padding, *image, *box), prevent_cse=False)
     rows = axes[0].outputs * axes[1].pixels * images.shape[-1]  # numbers between the two passes of one crop
@@ -120,22 +131,22 @@ def _change(padding, image, image_dot, taps, changes, dots):
     """
     along_rows, along_columns = (partial(along, padding=padding) for along in (_rows, _columns))
     rows, columns = taps
-    (rows_index, rows_changes), (columns_index, columns_changes) = changes
+    rows_changes, columns_changes = changes
     terms = []
     if image_dot is not None:
         # Columns as rows of the transposed image: in reverse mode both add contiguous rows, which CPUs do fast.
         terms.append(jnp.swapaxes(along_rows(jnp.swapaxes(along_rows(image_dot, *rows), 0, 1), *columns), 0, 1))
     for dot, weight in zip(dots[:2], rows_changes, strict=True):
         if dot is not None:
-            change = along_columns(along_rows(image, rows_index, weight), *columns)
+            change = along_columns(along_rows(image, rows[0], weight), *columns)
             terms.append(change * (dot[:, None, None] if dot.ndim else dot))
     moving = [(dot, weight) for dot, weight in zip(dots[2:], columns_changes, strict=True) if dot is not None]
     if moving:
         between = along_rows(image, *rows)
         if len(moving) == 1:
             ((dot, weight),) = moving
-            terms.append(along_columns(between, columns_index, weight) * (dot[:, None] if dot.ndim else dot))
+            terms.append(along_columns(between, columns[0], weight) * (dot[:, None] if dot.ndim else dot))
         else:
             # Nothing is scattered here: each tap's weight takes its own sum of products, once for both derivatives.
-            terms.append(along_columns(between, columns_index, sum(weight * dot for dot, weight in moving)))
+            terms.append(along_columns(between, columns[0], sum(weight * dot for dot, weight in moving)))
     return functools.reduce(jnp.add, terms)

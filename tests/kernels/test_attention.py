@@ -14,14 +14,14 @@ from c2f_jax.kernels import (
     sample_attention_map,
     update_centers,
 )
-from tests.kernels import oracles
+from tests.kernels import oracles, versions
 
 LABELS = np.array([2, 0, 2, 3, 2])
 
 
 @pytest.fixture
 def x64():
-    with jax.enable_x64(True):
+    with versions.x64():
         yield
 
 

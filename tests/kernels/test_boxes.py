@@ -19,7 +19,7 @@ from c2f_jax.kernels import (
     soft_box,
     threshold_box,
 )
-from tests.kernels import oracles
+from tests.kernels import oracles, versions
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 ROOT3 = 3.0**0.5
@@ -34,7 +34,7 @@ seeds = st.integers(0, 2**31)
 
 @pytest.fixture
 def x64():
-    with jax.enable_x64(True):
+    with versions.x64():
         yield
 
 

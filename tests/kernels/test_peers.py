@@ -18,6 +18,7 @@ from c2f_jax.kernels import (
     roi_align,
 )
 from tests.kernels import make_peer_goldens as peers
+from tests.kernels import versions
 
 GOLDENS = np.load(peers.PATH)
 
@@ -76,7 +77,7 @@ def test_roi_align(case):
 def test_roi_align_has_a_gradient_in_the_boxes():
     """Against difference quotients, in both arguments."""
     boxes = np.array([[3.3, 1.7, 20.2, 18.9], [-2.1, 4.4, 9.7, 40.3], [30.3, 20.1, 31.2, 29.7]])
-    with jax.enable_x64(True):
+    with versions.x64():
         features = jnp.asarray(peers.features(), jnp.float64)
 
         def align(features, boxes):

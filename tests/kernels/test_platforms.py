@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from c2f_jax.kernels import by_gather, by_matmul, crop_and_resize, outside_mask, paste
-from tests.kernels.test_transforms import around
+from tests.kernels.versions import around
 
 PADDINGS = ("edge", "constant", "symmetric", "reflect")
 

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from c2f_jax import kernels
 from c2f_jax.kernels import by_gather
+from tests.kernels.versions import around
 
 DEVICES = 4
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
@@ -120,11 +121,6 @@ def mesh():
     if len(devices) < DEVICES:
         pytest.skip(f"needs {DEVICES} CPU devices: JAX_NUM_CPU_DEVICES={DEVICES}")
     return Mesh(np.array(devices[:DEVICES]), ("data",), axis_types=(AxisType.Auto,))
-
-
-def around(mesh):
-    """The mesh that programs traced inside are told of."""
-    return jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(mesh)
 
 
 def by_vmap(function, mesh):
