@@ -11,6 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+
+def _wide(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
+    """In float32 or wider: areas and their quotients leave what half types hold."""
+    boxes = jnp.asarray(boxes)
+    return boxes.astype(jnp.float64 if boxes.dtype == jnp.float64 else jnp.float32)
+
+
 # --- From other conventions. ---
 
 
@@ -37,7 +44,7 @@ def from_pixels(boxes: ArrayLike | Sequence[Any], image_size: Sequence[int]) -> 
     """
     boxes = jnp.asarray(boxes)
     height, width = image_size
-    boxes = boxes.astype(jnp.float64 if boxes.dtype == jnp.float64 else jnp.float32)
+    boxes = _wide(boxes)
     return boxes / jnp.array([height, width, height, width], boxes.dtype)
 
 
@@ -62,8 +69,7 @@ def from_aligned_corners(
         >>> from_aligned_corners(jnp.array([0.0, 0.0, 1.0, 1.0]), (4, 4), (4, 4)).tolist()
         [0.0, 0.0, 1.0, 1.0]
     """
-    boxes = jnp.asarray(boxes)
-    boxes = boxes.astype(jnp.float64 if boxes.dtype == jnp.float64 else jnp.float32)
+    boxes = _wide(boxes)
     sides = []
     for axis, (pixels, outputs) in enumerate(zip(image_size, output_size, strict=True)):
         start, end = ((boxes[..., i] * float(pixels - 1) + 0.5) / pixels for i in (axis, axis + 2))
@@ -118,14 +124,14 @@ def invert(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
         boxes: [..., 4]. A side of less than 1e-6 counts as one of 1e-6, so that the result is finite.
 
     Returns:
-        [..., 4] in the view's coordinates.
+        [..., 4] in the view's coordinates, in float32 or wider.
 
     Example:
         >>> import jax.numpy as jnp
         >>> invert(jnp.array([0.25, 0.5, 0.75, 1.0])).tolist()
         [-0.5, -1.0, 1.5, 1.0]
     """
-    boxes = jnp.asarray(boxes)
+    boxes = _wide(boxes)
     start, extent = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
     extent = jnp.where(jnp.abs(extent) < 1e-6, jnp.where(extent < 0, -1e-6, 1e-6).astype(extent.dtype), extent)
     return jnp.concatenate([-start / extent, (1.0 - start) / extent], axis=-1)
@@ -133,15 +139,14 @@ def invert(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
 
 def area(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
     """Area as a fraction of the image's, whatever the orientation. [..., 4] -> [...]."""
-    boxes = jnp.asarray(boxes)
+    boxes = _wide(boxes)
     extent = jnp.abs(boxes[..., 2:] - boxes[..., :2])
     return extent[..., 0] * extent[..., 1]
 
 
 def iou(a: ArrayLike | Sequence[Any], b: ArrayLike | Sequence[Any]) -> jax.Array:
     """Intersection over union, whatever the orientation; 0 for two boxes without area. [..., 4] x 2 -> [...]."""
-    a, b = jnp.asarray(a), jnp.asarray(b)
-    a, b = ordered(a), ordered(b)
+    a, b = ordered(_wide(a)), ordered(_wide(b))
     start, end = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
     sides = jnp.maximum(end - start, 0.0)
     intersection = sides[..., 0] * sides[..., 1]
@@ -175,8 +180,7 @@ def giou_loss(a: ArrayLike | Sequence[Any], b: ArrayLike | Sequence[Any]) -> jax
         >>> giou_loss(jnp.array([0.0, 0.0, 0.5, 1.0]), jnp.array([0.5, 0.0, 1.0, 1.0])).item()
         1.0
     """
-    a, b = jnp.asarray(a), jnp.asarray(b)
-    a, b = ordered(a), ordered(b)
+    a, b = ordered(_wide(a)), ordered(_wide(b))
     start, end = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
     sides = jnp.maximum(end - start, 0.0)
     union = area(a) + area(b) - sides[..., 0] * sides[..., 1]
