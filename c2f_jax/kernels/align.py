@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from c2f_jax.kernels.taps import size_of
 def roi_align(
     features: ArrayLike,
     boxes: ArrayLike | Sequence[Any],
-    output_size: int | Sequence[int],
+    output_size: SupportsIndex | Sequence[SupportsIndex],
     *,
     box_indices: ArrayLike | Sequence[int],
     spatial_scale: float = 1.0,

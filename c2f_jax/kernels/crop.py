@@ -11,7 +11,7 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ INSTEAD = {
 def crop_and_resize(
     images: ArrayLike,
     boxes: ArrayLike | Sequence[Any],
-    output_size: int | Sequence[int],
+    output_size: SupportsIndex | Sequence[SupportsIndex],
     *,
     method: str = "linear",
     antialias: bool = False,
@@ -127,7 +127,9 @@ def crop_and_resize(
     return out if out_dtype is None else out.astype(out_dtype)
 
 
-def _checked(images: jax.Array, boxes: jax.Array, output_size: int | Sequence[int]) -> tuple[int, int]:
+def _checked(
+    images: jax.Array, boxes: jax.Array, output_size: SupportsIndex | Sequence[SupportsIndex]
+) -> tuple[int, int]:
     """The output's (height, width); what does not fit is refused."""
     if images.ndim < 3:
         raise ValueError(f"images must be [..., H, W, C], got shape {images.shape}")

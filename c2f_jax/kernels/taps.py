@@ -3,14 +3,14 @@
 import operator
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def size_of(output_size: int | Sequence[int]) -> tuple[int, int]:
+def size_of(output_size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
     """(height, width), of one number or of two."""
     try:
         sides: tuple[Any, ...] = tuple(output_size)  # type: ignore[arg-type]

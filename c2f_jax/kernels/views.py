@@ -1,7 +1,7 @@
 """What belongs to a view beside its pixels: the way back into the image, what lies outside, and a wider gradient."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from c2f_jax.kernels.taps import size_of
 def paste(
     views: ArrayLike,
     boxes: ArrayLike | Sequence[Any],
-    output_size: int | Sequence[int],
+    output_size: SupportsIndex | Sequence[SupportsIndex],
     *,
     antialias: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
@@ -53,7 +53,7 @@ def paste(
     return jnp.where(mask[..., None] > 0, picture, jnp.zeros_like(picture)) * mask[..., None], mask
 
 
-def outside_mask(boxes: ArrayLike | Sequence[Any], output_size: int | Sequence[int]) -> jax.Array:
+def outside_mask(boxes: ArrayLike | Sequence[Any], output_size: SupportsIndex | Sequence[SupportsIndex]) -> jax.Array:
     """True where the view of a box looks beyond the image. [..., 4] -> bool [..., height, width]; no gradient.
 
     Args:
@@ -77,7 +77,7 @@ def outside_mask(boxes: ArrayLike | Sequence[Any], output_size: int | Sequence[i
 def crop_with_wide_gradient(
     images: ArrayLike,
     boxes: ArrayLike | Sequence[Any],
-    output_size: int | Sequence[int],
+    output_size: SupportsIndex | Sequence[SupportsIndex],
     *,
     blur: float,
     antialias: bool = False,
