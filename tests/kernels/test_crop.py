@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.test_util import check_grads
 
 from c2f_jax.kernels import by_gather, crop_and_resize, flip_horizontal
 from tests.kernels import make_crop_goldens, oracles, versions
@@ -68,10 +67,9 @@ def jitted(size, **options):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize(("implementation", "antialias"), WAYS)
-@pytest.mark.parametrize("size", [(3, 4), (9, 7)], ids=["smaller", "taller"])
-def test_values(size, implementation, antialias, padding):
-    """All boxes at once, as K crops of one image."""
-    options = {"padding": padding, "fill_value": 0.3, "antialias": antialias}
+def test_values(implementation, antialias, padding):
+    """All boxes at once, as K crops of one image; taller than it, and narrower."""
+    size, options = (9, 4), {"padding": padding, "fill_value": 0.3, "antialias": antialias}
     crops = jitted(size, implementation=implementation, **options)(IMAGE, ALL_BOXES)
     assert crops.shape == (len(BOXES), *size, 2)
     assert crops.dtype == jnp.float32
@@ -225,14 +223,15 @@ GOLDENS = np.load(make_crop_goldens.PATH)
 def test_like_the_stored_grid_sample(x64, padding, size, implementation):
     """Values and both gradients, without torch."""
     shape = make_crop_goldens.SIZES[size]
-    crop = jitted(shape, padding=padding, implementation=implementation)
-    weights, arguments = make_crop_goldens.cotangent(shape), (make_crop_goldens.image(), make_crop_goldens.boxes())
-    golden = {name: GOLDENS[f"grid_sample/{padding}/{size}/{name}"] for name in ("values", "image_gradient")}
-    np.testing.assert_allclose(crop(*arguments), golden["values"], atol=1e-9)
-    loss = jax.jit(jax.grad(lambda image, boxes: jnp.sum(weights * crop(image, boxes)), argnums=(0, 1)))
-    by_image, by_boxes = loss(*arguments)
-    np.testing.assert_allclose(by_image, golden["image_gradient"], atol=1e-9)
-    np.testing.assert_allclose(by_boxes, GOLDENS[f"grid_sample/{padding}/{size}/box_gradient"], atol=1e-8)
+
+    @jax.jit
+    def everything(image, boxes):
+        crops, pull = jax.vjp(jitted(shape, padding=padding, implementation=implementation), image, boxes)
+        return crops, *pull(jnp.asarray(make_crop_goldens.cotangent(shape)))
+
+    found = everything(make_crop_goldens.image(), make_crop_goldens.boxes())
+    for name, values, atol in zip(("values", "image_gradient", "box_gradient"), found, (1e-9, 1e-9, 1e-8), strict=True):
+        np.testing.assert_allclose(values, GOLDENS[f"grid_sample/{padding}/{size}/{name}"], atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("implementation", ["gather", "matmul"])
@@ -247,54 +246,68 @@ def test_like_the_stored_scale_and_translate(x64, kind, size, implementation):
 # --- Derivatives. ---
 
 
+def assert_derivatives(function, arguments):
+    """Forward and reverse mode, of one program, against difference quotients in a random direction."""
+    rng = np.random.default_rng(7)
+    direction = [rng.standard_normal(argument.shape) for argument in arguments]
+    ahead, behind = (function(*[a + s * d for a, d in zip(arguments, direction, strict=True)]) for s in (1e-6, -1e-6))
+    expected = jax.tree.map(lambda a, b: (a - b) / 2e-6, ahead, behind)
+    weights = jax.tree.map(lambda out: rng.standard_normal(out.shape), expected)
+
+    @jax.jit
+    def both(arguments, direction):
+        _, pull = jax.vjp(function, *arguments)
+        return jax.jvp(function, arguments, direction)[1], pull(weights)
+
+    forward, reverse = both(tuple(arguments), tuple(direction))
+    for found, value in zip(jax.tree.leaves(forward), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-5)
+
+    def product(a, b):
+        return sum(np.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+    np.testing.assert_allclose(product(reverse, direction), product(weights, expected), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("antialias", "padding"), [(False, "symmetric"), (True, "edge"), (True, "constant"), (True, "symmetric")]
 )
 def test_gradients(x64, antialias, padding):
     """First derivatives in image and boxes, forward and reverse; the other ways are compared with these, or with
     difference quotients, below."""
-    crop = jitted((3, 4), implementation="gather", antialias=antialias, padding=padding, fill_value=0.4)
-    arguments = (IMAGE[..., :1].astype(np.float64), SMOOTH_BOXES)
-    check_grads(crop, arguments, order=1, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5, eps=1e-6)
+    crop = jitted((4, 5), implementation="gather", antialias=antialias, padding=padding, fill_value=0.4)
+    assert_derivatives(crop, (IMAGE[..., :1].astype(np.float64), SMOOTH_BOXES))
 
 
-@pytest.mark.parametrize(
-    ("implementation", "antialias", "modes"),
-    [("gather", False, ("fwd", "rev")), ("matmul", True, ("fwd",))],
-)
-def test_second_gradients(x64, implementation, antialias, modes):
+@pytest.mark.parametrize(("implementation", "antialias"), [("gather", False), ("matmul", True)])
+def test_second_gradients(x64, implementation, antialias):
     """Derivatives of both gradients in both arguments: image by box, box by image, y by x."""
-    crop = jitted((3, 4), implementation=implementation, antialias=antialias, padding="constant", fill_value=0.4)
-    weights = picture(4, 3, 4, 1, seed=3).astype(np.float64)
+    crop = jitted((4, 5), implementation=implementation, antialias=antialias, padding="constant", fill_value=0.4)
+    weights = picture(4, 4, 5, 1, seed=3).astype(np.float64)
 
     @jax.jit
     def gradients(image, boxes):
         return jax.grad(lambda i, b: jnp.sum(weights * crop(i, b)), argnums=(0, 1))(image, boxes)
 
-    arguments = (IMAGE[..., :1].astype(np.float64), SMOOTH_BOXES)
-    check_grads(gradients, arguments, order=1, modes=modes, atol=1e-5, rtol=1e-5, eps=1e-6)
+    assert_derivatives(gradients, (IMAGE[..., :1].astype(np.float64), SMOOTH_BOXES))
 
 
 @pytest.mark.skipif(not by_gather.TURNS, reason="taken at once before jax 0.10")
-@pytest.mark.parametrize("crops", [(), (5,)], ids=["one box", "five boxes"])
-@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("crops", "antialias"), [((), False), ((5,), True)], ids=["one box", "five boxes, antialias"])
 def test_derivatives_taken_crop_after_crop(x64, monkeypatch, antialias, crops):
     """As large crops are on CPU: forward, reverse and second derivatives are those of a whole batch at once."""
     rng = np.random.default_rng(5)
-    images = rng.uniform(size=(6, 5, 7, 2))
+    images = rng.uniform(size=(6, 5, 7, 1))
     boxes = SMOOTH_BOXES[rng.integers(0, len(SMOOTH_BOXES), (6, *crops))]
-    weights = rng.uniform(size=(6, *crops, 3, 4, 2))
+    weights = rng.uniform(size=(6, *crops, 4, 5, 1))
 
     def derivatives():
         def loss(images, boxes):
-            return jnp.sum(weights * jnp.sin(crop_and_resize(images, boxes, (3, 4), antialias=antialias)))
-
-        def gradients(images, boxes):
-            return jax.grad(loss, argnums=(0, 1))(images, boxes)
+            return jnp.sum(weights * jnp.sin(crop_and_resize(images, boxes, (4, 5), antialias=antialias)))
 
         def all_of_them(images, boxes):
-            forward = jax.jvp(loss, (images, boxes), (jnp.cos(images), jnp.cos(boxes)))
-            return forward, jax.jvp(gradients, (images, boxes), (jnp.cos(images), jnp.cos(boxes)))
+            along = (jnp.cos(images), jnp.cos(boxes))
+            return jax.jvp(jax.value_and_grad(loss, argnums=(0, 1)), (images, boxes), along)
 
         return jax.jit(all_of_them).lower(images, boxes).compile()
 
@@ -377,9 +390,7 @@ def test_no_derivative_beyond_the_edge(x64, implementation, box):
     assert jnp.abs(jacobian[..., 1::2]).max() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("padding", "antialias"), [("edge", False), ("constant", False), ("symmetric", False), ("constant", True)]
-)
+@pytest.mark.parametrize(("padding", "antialias"), [("symmetric", False), ("constant", True)])
 def test_both_methods_have_the_same_derivatives(x64, padding, antialias):
     """Of all boxes, those with kinks too, in image and box."""
     image = picture(4, 5, 1).astype(np.float64)
@@ -416,7 +427,7 @@ FAR = [[1e6, 0.0, 1e6 + 1, 1.0], [0.0, -1e9, 1.0, 1e9], [-1e9, 2.0, -1e9, 3.0], 
 def test_finite_everywhere(padding, implementation, antialias):
     """Values and gradients in float32: without area, mirrored, tiny, outside, and very far outside."""
     boxes = np.concatenate([ALL_BOXES, np.array([*KINKS.values(), *FAR], np.float32)])
-    crop = jitted((3, 4), padding=padding, implementation=implementation, antialias=antialias, fill_value=0.3)
+    crop = jitted((4, 5), padding=padding, implementation=implementation, antialias=antialias, fill_value=0.3)
 
     @jax.jit
     def everything(image, boxes):
@@ -426,11 +437,11 @@ def test_finite_everywhere(padding, implementation, antialias):
     assert all(np.isfinite(values).all() for values in jax.tree.leaves(everything(IMAGE, boxes)))
 
 
-@pytest.mark.parametrize(("implementation", "antialias"), [("gather", False), ("matmul", True)])
-def test_integer_images_have_a_box_gradient(implementation, antialias):
+@pytest.mark.parametrize(("implementation", "padding"), [("gather", "constant"), ("matmul", "edge")])
+def test_integer_images_have_a_box_gradient(implementation, padding):
     """The same as that of the image as floats."""
     image = np.random.default_rng(1).integers(0, 256, (5, 7, 2), np.uint8)
-    crop = jitted((3, 4), implementation=implementation, antialias=antialias, padding="constant", fill_value=100.0)
+    crop = jitted((3, 4), implementation=implementation, padding=padding, fill_value=100.0)
 
     @jax.jit
     def gradient(image):
