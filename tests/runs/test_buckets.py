@@ -222,7 +222,6 @@ def test_each_of_two_processes_checks_its_share(bucket, remote_tree, tree, tmp_p
         *("--config.optimizer.warmup_epochs=0", "--config.train.batch_size=8", "--config.compilation_cache="),
         *(f"--workdir={bucket}/runs/shared", f"--coordinator=127.0.0.1:{port}", "--processes=2"),
     ]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     processes = [
         subprocess.Popen(
             [
@@ -233,7 +232,7 @@ def test_each_of_two_processes_checks_its_share(bucket, remote_tree, tree, tmp_p
                 f"--config.dataset.cache_dir={tmp_path / str(i)}",
             ],
             cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

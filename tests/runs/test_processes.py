@@ -34,15 +34,11 @@ def until(run, came, timeout=200):
 
 
 @pytest.mark.slow
-def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path, monkeypatch):
+def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path, compiled):
     """Through both stages: killed in two processes, stopped in two by pmap, gone on with in one of one device, stopped,
     ended in two; the losses are those of one process with four devices."""
-    workdir, whole, cache = tmp_path / "run", tmp_path / "whole", tmp_path / "compiled"
-    # Most of the time goes into compiling for five kinds of devices: what runs for seconds need not run fast.
-    flags = os.environ.get("XLA_FLAGS", "")
-    monkeypatch.setenv("XLA_FLAGS", f"{flags} --xla_backend_optimization_level=0".strip())
-
-    run = Started(workdir, cache, processes=2, devices=2, settings=SETTINGS)
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    run = Started(workdir, compiled, processes=2, devices=2, settings=SETTINGS)
     until(run, lambda: saved(workdir) >= 3)
     run.processes[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
@@ -55,7 +51,7 @@ def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path, monkeypatch):
 
     pmap = (*SETTINGS, "--config.parallel.backend=pmap", "--config.train.eval_batch_size=12")
     before = saved(workdir)
-    run = Started(workdir, cache, processes=2, devices=2, settings=pmap)
+    run = Started(workdir, compiled, processes=2, devices=2, settings=pmap)
     until(run, lambda: len(events(workdir)) > run.known + 1)
     run.processes[1].send_signal(signal.SIGTERM)  # one of them is told, both stop
     (code, said), (other_code, other_said) = run.finish()
@@ -68,18 +64,19 @@ def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path, monkeypatch):
     assert other_said.splitlines() == ["launch.py: finishing this step and saving"]
     assert json.loads((workdir / "config.json").read_text())["train"]["eval_batch_size"] == 12
 
-    run = Started(workdir, cache, settings=SETTINGS)
+    run = Started(workdir, compiled, settings=SETTINGS)
     until(run, lambda: saved(workdir) > max(step, BOUNDARY))
     run.processes[0].send_signal(signal.SIGINT)
     ((code, said),) = run.finish()
     assert code == 130 and f"going on from step {step} of {TOTAL}" in said and "1 x cpu" in said
     assert BOUNDARY < saved(workdir) < TOTAL
 
-    (code, said), (other_code, other_said) = Started(workdir, cache, processes=2, devices=2, settings=SETTINGS).finish()
+    run = Started(workdir, compiled, processes=2, devices=2, settings=SETTINGS)
+    (code, said), (other_code, other_said) = run.finish()
     assert code == other_code == 0, said + other_said
     assert other_said == "" and (workdir / "samples.png").exists()
 
-    ((code, said),) = Started(whole, cache, devices=4, settings=SETTINGS).finish()
+    ((code, said),) = Started(whole, compiled, devices=4, settings=SETTINGS).finish()
     assert code == 0, said
     found, expected = losses(workdir), losses(whole)
     assert found.keys() == expected.keys() and len(found) == TOTAL + 4 + 1

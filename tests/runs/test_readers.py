@@ -101,11 +101,11 @@ def test_checkpoints_restore_onto_the_devices_that_are_there(finished, tmp_path)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(on_four))
 
 
-def test_readers_beside_a_trainer_that_saves_every_step(tmp_path):
+def test_readers_beside_a_trainer_that_saves_every_step(tmp_path, compiled):
     workdir = tmp_path / "run"
     trainer = Started(
         workdir,
-        tmp_path / "compiled",
+        compiled,
         settings=("--config.train.checkpoint_every_steps=1", "--config.stages.coarse_epochs=200"),
     )
     looked, seen = 0, set()
@@ -176,23 +176,23 @@ def test_nobody_listens(tmp_path):
     assert process.communicate(timeout=60)[1].splitlines()[-1:] == ["the end"] and process.returncode == 0
 
 
-def test_one_trainer_a_run(tmp_path):
+def test_one_trainer_a_run(tmp_path, compiled):
     """A second one is refused and changes nothing; a dead one is not in the way."""
-    workdir, cache = tmp_path / "run", tmp_path / "compiled"
-    first = Started(workdir, cache)
+    workdir = tmp_path / "run"
+    first = Started(workdir, compiled)
     while not events(workdir):
         assert first.running(), first.finish()
         time.sleep(0.01)
     first.processes[0].send_signal(signal.SIGSTOP)
     try:
         before = digest(workdir)
-        ((code, said),) = Started(workdir, cache).finish()
+        ((code, said),) = Started(workdir, compiled).finish()
         assert code == 2 and f"{workdir} is being trained by another process" in said.splitlines()[-1]
         assert digest(workdir) == before
     finally:
         first.processes[0].send_signal(signal.SIGKILL)
         first.finish()
-    ((code, said),) = Started(workdir, cache).finish()
+    ((code, said),) = Started(workdir, compiled).finish()
     assert code == 0, said
 
 
@@ -249,27 +249,3 @@ def test_a_start_that_was_killed_before_it_had_claimed_is_no_stranger(tmp_path):
         (tmp_path / "run" / name).write_text("half")
     claim_workdir(tmp_path / "run", tiny_config(), ["a"])
     assert json.loads((tmp_path / "run" / "class_names.json").read_text()) == ["a"]
-
-
-def test_no_dead_weight_in_the_sheets_program(tmp_path):
-    """The weights are arguments: programs of two runs are the same, and find each other in the cache."""
-    settings = ["--config.method=baseline", "--config.dataset.train_size=80", "--config.dataset.test_size=16"]
-    settings += ["--config.train.batch_size=8", "--config.stages.coarse_epochs=0.25", "--config.model.view_size=32"]
-    settings += [f"--config.compilation_cache={tmp_path / 'compiled'}", "--config.optimizer.warmup_epochs=0"]
-    sizes = []
-    for seed in (0, 1):
-        done = subprocess.run(
-            [sys.executable, "launch.py", *settings, f"--config.seed={seed}", f"--workdir={tmp_path / str(seed)}"],
-            cwd=Path(__file__).resolve().parents[2],
-            env={
-                **{k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"},
-                "JAX_PLATFORMS": "cpu",
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            },
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        sizes.append({path.name for path in (tmp_path / "compiled").iterdir() if "predict" in path.name})
-    assert sizes[0] and sizes[0] == sizes[1]

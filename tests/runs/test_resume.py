@@ -35,9 +35,8 @@ SETTINGS = [
 pytestmark = pytest.mark.slow
 
 
-def launch(workdir, cache):
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+def launch(workdir):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, "launch.py", f"--workdir={workdir}", *SETTINGS]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -73,7 +72,7 @@ def events(workdir):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
-    finish(launch(folder / "whole", folder / "cache"))
+    finish(launch(folder / "whole"))
     return folder, final_state(folder / "whole")
 
 
@@ -89,7 +88,7 @@ MOMENTS = {
 def test_killed_and_started_again(uninterrupted, moment):
     folder, expected = uninterrupted
     workdir = folder / moment.replace(" ", "_")
-    process = launch(workdir, folder / "cache")
+    process = launch(workdir)
     while not MOMENTS[moment](workdir):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.0005)
@@ -97,7 +96,7 @@ def test_killed_and_started_again(uninterrupted, moment):
     process.communicate()
     assert not (workdir / "results.json").exists()
 
-    output = finish(launch(workdir, folder / "cache"))
+    output = finish(launch(workdir))
     assert "going on from step" in output
     jax.tree.map(np.testing.assert_array_equal, final_state(workdir), expected)
     again, whole = events(workdir), events(folder / "whole")
