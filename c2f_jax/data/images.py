@@ -286,6 +286,37 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+class Stored(NamedTuple):
+    """How a file has its pixels: EXIF's orientation, 1 to 8, and the size before that is heeded."""
+
+    orientation: int
+    width: int
+    height: int
+
+
+def stored(data: bytes) -> Stored:
+    """Of a file that `decode` has read."""
+    with closing(Image.open(io.BytesIO(data), formats=_formats())) as image:
+        turned_by_plugin = image.format in ("HEIF", "AVIF", "TIFF")
+        return Stored(1 if turned_by_plugin else _orientation(image), *image.size)
+
+
+def turned(points: np.ndarray, file: Stored) -> np.ndarray:
+    """Places (x, y) [N, 2] on a file's pixels -> on the picture as `decode` turns it upright."""
+    x, y = points[:, 0], points[:, 1]
+    mirrored_x, mirrored_y = file.width - x, file.height - y
+    new = {
+        2: (mirrored_x, y),
+        3: (mirrored_x, mirrored_y),
+        4: (x, mirrored_y),
+        5: (y, x),
+        6: (mirrored_y, x),
+        7: (mirrored_y, mirrored_x),
+        8: (y, mirrored_x),
+    }
+    return np.stack(new.get(file.orientation, (x, y)), axis=1)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"

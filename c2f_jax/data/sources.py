@@ -5,19 +5,25 @@ An example is a dict: `image` uint8 [H, W, 3], `label` int, `index` int (its pos
 bool [P].
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from c2f_jax import storage
 from c2f_jax.data import checking, deep_pcb, paper_birds, photos
+from c2f_jax.data.builders import fetch
 from c2f_jax.errors import UserError
 
 Example = dict[str, Any]
 
-NAMES = ("paper_birds", "cub200_2011", "deep_pcb", "folder")
+PUBLISHED = (
+    *("cub200_2011", "fgvc_aircraft", "inat2021", "inat2021_mini", "nabirds", "oxford_iiit_pet"),
+    *("stanford_cars", "stanford_dogs"),
+)
+NAMES = ("paper_birds", *PUBLISHED, "deep_pcb", "folder")
+TFDS = "tfds:"  # before a name of TFDS
 
 
 class Source(Protocol):
@@ -52,6 +58,12 @@ class Subset:
         """int [N], of a `Labelled` source."""
         return cast(Labelled, self._source).labels[self._indices]
 
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """Height and width of each photo in pixels, int [N, 2]; None if the source does not know without decoding."""
+        sizes = getattr(self._source, "sizes", None)
+        return None if sizes is None else sizes[self._indices]
+
 
 class Balanced:
     """`source` with every class equally often: each example of the largest class once, those of others again and again.
@@ -84,6 +96,7 @@ class Splits:
     test: Source
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()  # lines to tell the user once
+    published: Mapping[str, int] = field(default_factory=dict)  # of "train", "test" and "classes"; empty: nothing is
 
 
 def split_indices(size: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -123,26 +136,33 @@ def load(
     shots: int = 0,
     min_side: int | None = None,
     hosts: checking.Hosts | None = None,
+    fields: str = "",
+    track: fetch.Track = fetch.untracked,
 ) -> Splits:
     """The splits of data set `name`.
 
     Args:
-        name: one of `NAMES`.
-        path: where the photos are; empty for paper_birds, and for cub200_2011 and deep_pcb if they are to be fetched.
+        name: one of `NAMES`, or `tfds:NAME`.
+        path: where the photos are; empty for paper_birds, and for published data that are to be fetched; of TFDS its
+            data_dir.
         cache_dir: where prepared data go.
         unreadable: folder: whether to "skip" files that cannot be read, or "fail".
         validation_fraction: share of the training part that is set aside, where the data have no validation part.
         train_size, test_size: paper_birds: how many examples to make; None for its own.
         group_by: folder: regular expression on the paths, of photos that no split may divide.
         shots: train on so many examples of each class only, five of them among the ten; 0 for all.
-        min_side: folder: pixels that the shorter side of a photo will be reduced to; None if it will not.
+        min_side: pixels that the shorter side of a photo will be reduced to; None if it will not.
         hosts: folder: who share the check of photos in a bucket.
+        fields: what is called how in the data: "label=family", of TFDS also `image`, `box`, `train`, ...
+        track: shows the progress of what takes long.
 
     Raises:
         UserError: if there is no such data set, its files are not there or not whole, or an option is not for it.
     """
-    if name not in NAMES:
-        raise UserError(f"dataset.name must be one of {', '.join(NAMES)}; got {name!r}")
+    of_tfds = name.startswith(TFDS) and name != TFDS
+    if name not in NAMES and not of_tfds:
+        raise UserError(f"dataset.name must be one of {', '.join(NAMES)}, or {TFDS}NAME; got {name!r}")
+    called = _fields(name, fields)
     if name == "paper_birds" and path:
         raise UserError(
             "dataset.path is for photos and paper_birds are drawn; leave it out, "
@@ -174,25 +194,58 @@ def load(
         raise UserError(f"dataset.path: {name} is read from this machine; copy {path}, and give the copy")
     train: Labelled
     test: Labelled
-    if name == "cub200_2011":
-        # Imported late: who does not read CUB need not wait for TFDS.
-        from c2f_jax.data.builders import cub200_2011
+    validation: Source | None = None
+    notes: tuple[str, ...] = ()
+    published: Mapping[str, int] = {}
+    if name in PUBLISHED:
+        # Imported late: who reads none of them need not wait for TFDS.
+        from c2f_jax.data.builders import published as builders
 
-        train, test, class_names = cub200_2011.load(path or None, cache_dir=cache_dir)
+        train, test, class_names, notes = builders.load(
+            name, path, cache_dir=cache_dir, level=called.get("label", ""), min_side=min_side, track=track
+        )
+        published = builders.DATASETS[name].counts
+    elif of_tfds:
+        from c2f_jax.data.builders import other
+
+        train, validation, test, class_names = other.load(
+            name.removeprefix(TFDS), path, fields=called, min_side=min_side
+        )
     elif name == "deep_pcb":
-        train, test, class_names = deep_pcb.load(path, cache_dir=cache_dir)
+        train, test, class_names = deep_pcb.load(path, cache_dir=cache_dir, track=track)
+        published = deep_pcb.COUNTS
     else:
         train = paper_birds.PaperBirds("train", size=train_size)
         test = paper_birds.PaperBirds("test", size=test_size)
         class_names = paper_birds.CLASS_NAMES
-    if isinstance(train, deep_pcb.Defects):
+    if validation is not None:
+        kept, aside = np.arange(len(train)), np.arange(0)
+    elif isinstance(train, deep_pcb.Defects):
         # By whole boards: the other defects of one tell what it looks like without them.
         kept, aside = split_groups(train.boards, validation_fraction)
     else:
         kept, aside = split_indices(len(train), validation_fraction)
-    notes: tuple[str, ...] = ()
     if shots:
         used = _shots(train.labels[kept], shots)
-        notes = (photos.told_shots(shots, len(used), len(kept)),)
+        notes += (photos.told_shots(shots, len(used), len(kept)),)
         kept = kept[used]
-    return Splits(Subset(train, kept), Subset(train, aside), test, class_names, notes)
+    aside_part = Subset(train, aside) if validation is None else validation
+    return Splits(Subset(train, kept), aside_part, test, class_names, notes, published)
+
+
+def _fields(name: str, text: str) -> dict[str, str]:
+    """`label=family, test=validation` as a table; raises UserError unless it is one that `name` has a use for."""
+    known = ("image", "label", "box", "train", "validation", "test") if name.startswith(TFDS) else ("label",)
+    found: dict[str, str] = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        what, equals, called = (word.strip() for word in item.partition("="))
+        empty = not called and what not in ("box", "validation")
+        if what not in known or not equals or what in found or empty:
+            raise UserError(
+                f"dataset.fields: {item!r} is not one of {', '.join(f'{word}=...' for word in known)}, each once, with "
+                "commas between"
+            )
+        found[what] = called
+    if found and name not in PUBLISHED and not name.startswith(TFDS):
+        raise UserError(f"dataset.fields is for data sets with fields of their own; leave it out for {name}")
+    return found
