@@ -1,0 +1,353 @@
+"""The data sets that people publish figures on, in their official layouts, and what befalls such data."""
+
+import contextlib
+import shutil
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import scipy.io
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from c2f_jax.data import sources
+from c2f_jax.data.builders import published, records
+from c2f_jax.data.builders.published import DATASETS
+from c2f_jax.errors import UserError
+from tests.data import layouts
+from tests.data.layouts import ARCHIVES, LAYOUTS, pack
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(name, path, **options):
+        return published.load(name, str(path), cache_dir=str(tmp_path / "cache"), **options)
+
+    return load
+
+
+def check(name, loaded, wanted, level=None):
+    dataset = DATASETS[name]
+    level = level or dataset.levels[0]
+    for part, examples in wanted.items():
+        source = getattr(loaded, part)
+        assert len(source) == len(examples)
+        assert [loaded.class_names[label] for label in source.labels] == [one.labels[level] for one in examples]
+        for index, one in enumerate(examples):
+            example = source[index]
+            width, height = one.size
+            assert example["image"].shape == (height, width, 3) and example["image"].dtype == np.uint8
+            assert (example["name"], example["index"]) == (one.name, index)
+            assert source.sizes[index].tolist() == [height, width]
+            if one.box is None:
+                assert "box" not in example
+                continue
+            x1, y1, x2, y2 = one.box
+            sides = np.array([height, width, height, width])
+            np.testing.assert_allclose(example["box"] * sides, [y1, x1, y2, x2], atol=1e-4)
+            # The object of each photo is a block of another colour, exactly in its box.
+            red = example["image"][..., 0].astype(int)
+            middle = red[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2]
+            outside = np.ones((height, width), bool)
+            outside[max(0, y1 - 2) : y2 + 2, max(0, x1 - 2) : x2 + 2] = False
+            if middle.size and outside.any():
+                assert middle.min() > red[outside].max()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_unpacked_and_in_archives(name, load, tmp_path):
+    wanted = LAYOUTS[name](tmp_path / "data")
+    check(name, load(name, tmp_path / "data"), wanted)
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    for file, only in ARCHIVES[name].items():
+        pack(tmp_path / "data", archives / file, only=only)
+    if name == "stanford_cars":
+        shutil.copy(tmp_path / "data" / "cars_test_annos_withlabels.mat", archives)
+    check(name, load(name, archives), wanted)
+    # As others hand them on: all in one, in a folder more.
+    whole = pack(tmp_path / "data", tmp_path / "archive.zip", under="archive/data/")
+    check(name, load(name, whole), wanted)
+    for level in wanted["train"][0].labels:
+        check(name, load(name, whole, level=level), wanted, level)
+    assert len(list((tmp_path / "cache").rglob("index.npz"))) == 3
+
+
+def test_tfds_itself_opens_what_is_prepared(load, tmp_path):
+    wanted = layouts.nabirds(tmp_path / "data")
+    load("nabirds", tmp_path / "data")
+    (index,) = (tmp_path / "cache").rglob("index.npz")
+    builder = tfds.builder_from_directory(index.parent)
+    source = builder.as_data_source("train")
+    assert len(source) == 3 and source[0]["image"].shape == (30, 40, 3)
+    names = builder.info.features["label"].names
+    assert [names[row["label"]] for row in source] == [one.labels["label"] for one in wanted["train"]]
+
+
+def test_both_styles_of_cars(load, tmp_path):
+    first, second = layouts.stanford_cars(tmp_path / "one"), layouts.stanford_cars_in_one_folder(tmp_path / "two")
+    check("stanford_cars", load("stanford_cars", tmp_path / "one"), first)
+    check("stanford_cars", load("stanford_cars", tmp_path / "two"), second)
+    # As Kaggle unpacks the first.
+    for part in ("train", "test"):
+        shutil.move(tmp_path / "one" / f"cars_{part}", tmp_path / "inner")
+        (tmp_path / "one" / f"cars_{part}").mkdir()
+        shutil.move(tmp_path / "inner", tmp_path / "one" / f"cars_{part}" / f"cars_{part}")
+    shutil.rmtree(tmp_path / "cache")
+    check("stanford_cars", load("stanford_cars", tmp_path / "one"), first)
+    shutil.rmtree(tmp_path / "two" / "car_ims")
+    wrong = tmp_path / "two" / "cars_annos.mat"
+    scipy.io.savemat(wrong, {"annotations": np.zeros((1, 2)), "class_names": np.array([["a", "b"]], object)})
+    with pytest.raises(UserError, match="cars_annos.mat has no relative_im_path"):
+        load("stanford_cars", tmp_path / "two")
+    wrong.write_bytes(b"no MATLAB file")
+    with pytest.raises(UserError, match="cars_annos.mat is not a MATLAB file with class_names"):
+        load("stanford_cars", tmp_path / "two")
+
+
+def test_parts_of_a_turned_photo(load, tmp_path):
+    layouts.nabirds(tmp_path / "data")
+    train = load("nabirds", tmp_path / "data").train
+    plain, turned = train[0], train[1]
+    assert plain["parts"].shape == (11, 2) and plain["part_visible"].tolist() == [part % 2 > 0 for part in range(11)]
+    xy = np.array([[part + 3, part + 7] for part in range(11)])
+    np.testing.assert_allclose(plain["parts"], xy[:, ::-1] / [30, 40], rtol=1e-6)
+    np.testing.assert_allclose(turned["parts"], np.stack([xy[:, 0] / 40, (30 - xy[:, 1]) / 30], 1), rtol=1e-6)
+
+
+def test_masks(load, tmp_path):
+    layouts.oxford_iiit_pet(tmp_path / "data")
+    mask = load("oxford_iiit_pet", tmp_path / "data").test.segmentation(0)
+    assert mask.shape == (30, 40) and np.unique(mask).tolist() == [1, 2, 3]
+
+
+def test_masks_of_cub_from_the_second_archive(load, tmp_path):
+    from tests.data import test_cub200_2011 as cub
+
+    folder = cub.write(tmp_path / "data")
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    cub.pack(folder.parent, archives / "CUB_200_2011.tgz")
+    assert load("cub200_2011", archives).train.segmentation(0) is None
+    for image_id, label, _, width, height in cub.PHOTOS:
+        path = tmp_path / "masks" / "segmentations" / f"{cub.name_of(image_id, label)[:-4]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (width, height), image_id % 256).save(path)
+    pack(tmp_path / "masks", archives / "segmentations.tgz")
+    train = load("cub200_2011", archives).train
+    assert [int(train.segmentation(index)[0, 0]) for index in range(4)] == [7, 30, 31, 1000 % 256]
+    assert train.segmentation(0).shape == train[0]["image"].shape[:2]
+    shutil.move(tmp_path / "masks" / "segmentations", folder)
+    assert load("cub200_2011", folder).train.segmentation(2)[0, 0] == 31
+    (folder / "segmentations" / f"{cub.name_of(31, 200)[:-4]}.png").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UserError, match="segmentations/200.Barn Swallow/photo 31.png is missing"):
+        load("cub200_2011", folder)
+
+
+def test_classes_that_no_image_has_are_none(load, tmp_path):
+    layouts.nabirds(tmp_path / "data")
+    loaded = load("nabirds", tmp_path / "data")
+    assert loaded.class_names == ("Common Loon (295)", "Common Loon (817)", "Mallard (Breeding male)")
+    assert load("nabirds", tmp_path / "data", level="order").class_names == ("Ducks, Geese, and Swans", "Loons")
+    with pytest.raises(UserError, match="the labels of nabirds are label, order; got label=genus"):
+        load("nabirds", tmp_path / "data", level="genus")
+
+
+def edited(name, old, new):
+    def edit(root):
+        text = (root / name).read_text()
+        assert old in text
+        (root / name).write_text(text.replace(old, new, 1))
+
+    return edit
+
+
+def gone(name):
+    return lambda root: (root / name).unlink()
+
+
+AIRCRAFT, BIRDS, PETS = "fgvc-aircraft-2013b/data", "nabirds", "annotations"
+DAMAGE = [
+    ("fgvc_aircraft", gone(f"{AIRCRAFT}/families.txt"), "families.txt is missing"),
+    ("fgvc_aircraft", gone(f"{AIRCRAFT}/images/0034309.jpg"), "images/0034309.jpg is missing, one of 1"),
+    ("fgvc_aircraft", edited(f"{AIRCRAFT}/variants.txt", "737-700", "707-320"), "variants.txt lists 707-320 twice"),
+    ("fgvc_aircraft", edited(f"{AIRCRAFT}/variants.txt", "737-700", "737-800"), "gives 1025794 the variant 737-700"),
+    ("fgvc_aircraft", edited(f"{AIRCRAFT}/images_box.txt", "0034309 1", "0034309 x"), "other than numbers for image 0"),
+    ("fgvc_aircraft", edited(f"{AIRCRAFT}/images_box.txt", "0034309 1 1", "0034309 31 1"), "lies outside its photo"),
+    ("fgvc_aircraft", edited(f"{AIRCRAFT}/images_family_val.txt", "1025794", "999"), "lists 999, which has no variant"),
+    ("fgvc_aircraft", edited(f"{AIRCRAFT}/images_variant_test.txt", "0481847", "0034309"), "0034309, which has been"),
+    ("fgvc_aircraft", edited(f"{AIRCRAFT}/images_family_val.txt", "1025794 Boeing 737", ""), "do not list 1025794"),
+    ("nabirds", edited(f"{BIRDS}/hierarchy.txt", "295 2\n", ""), "hierarchy.txt has no parent for the class 295"),
+    ("nabirds", edited(f"{BIRDS}/hierarchy.txt", "2 0\n", "2 295\n"), "hierarchy.txt leads from 295 back to itself"),
+    ("nabirds", edited(f"{BIRDS}/hierarchy.txt", "2 0\n", "2 0\n2 1\n"), "gives 2 two parents, 0 and 1"),
+    ("nabirds", edited(f"{BIRDS}/classes.txt", "817 ", "816 "), "gives images the class 817, not in classes.txt"),
+    (
+        "nabirds",
+        edited(f"{BIRDS}/parts/part_locs.txt", "c829 10 ", "c829 9 "),
+        "must list parts 0 to 10 of image 0000139e",
+    ),
+    ("nabirds", edited(f"{BIRDS}/images.txt", "0295/", "../../"), "a table names images/../.., which leads out"),
+    ("nabirds", edited(f"{BIRDS}/images.txt", " 0295/", " /etc/"), "images//etc/.*is missing"),
+    (
+        "oxford_iiit_pet",
+        edited(f"{PETS}/test.txt", "Abyssinian_5 1 1 1", "Abyssinian_5 2 1 1"),
+        "which american_bulldo",
+    ),
+    ("oxford_iiit_pet", edited(f"{PETS}/test.txt", " 1 1 1", " 1 3 1"), "not a photo, its breed and species"),
+    ("oxford_iiit_pet", gone(f"{PETS}/trimaps/Abyssinian_5.png"), "trimaps/Abyssinian_5.png is missing"),
+    (
+        "oxford_iiit_pet",
+        lambda root: Image.new("L", (9, 9), 2).save(root / PETS / "trimaps" / "Abyssinian_5.png"),
+        "shows background alone",
+    ),
+    (
+        "oxford_iiit_pet",
+        lambda root: (root / PETS / "trimaps" / "Abyssinian_5.png").write_bytes(b"no mask"),
+        "trimaps/Abyssinian_5.png cannot be read",
+    ),
+    ("inat2021", edited("train.json", '"category_id": 2', '"category_id": 9'), "has the category 9, not among"),
+    ("inat2021", edited("train.json", '"image_id": 103', '"image_id": 999'), "has no annotation of image 103"),
+    ("inat2021", edited("train.json", '"image_id": 103', '"image_id": 102'), "gives image 102 two categories"),
+    ("inat2021", edited("val.json", '"images"', '"pictures"'), "val.json has no list of images"),
+    ("inat2021", edited("val.json", '"file_name"', '"file"'), "val.json has one of images without id or file_name"),
+    ("inat2021", edited("train.json", '"id": 1, "name"', '"id": 0, "name"'), "gives a category's id twice"),
+    ("inat2021", edited("train.json", '"genus"', '"Genus"'), "has a category without genus"),
+    ("inat2021", lambda root: (root / "val.json").write_bytes(b"[1"), "val.json is no JSON"),
+    ("inat2021", edited("train.json", "train2.jpg", "train0.jpg"), "train0.jpg is missing"),
+    ("stanford_dogs", gone("Annotation/n02085620-Chihuahua/n02085620_7"), "Annotation/n0.*n02085620_7 is missing"),
+    ("stanford_dogs", edited("Annotation/n02085620-Chihuahua/n02085620_7", "<xmin>4", "<xmin>x"), "has no box of xmin"),
+    ("stanford_dogs", edited("Annotation/n02085620-Chihuahua/n02085620_7", "</annotation>", ""), "has no box of xmin"),
+    ("stanford_dogs", gone("test_list.mat"), "test_list.mat is missing"),
+    ("stanford_cars", gone("devkit/cars_meta.mat"), "cars_meta.mat is missing"),
+    ("stanford_cars", gone("cars_test_annos_withlabels.mat"), "cars_test_annos_withlabels.mat is missing"),
+    (
+        "stanford_cars",
+        lambda root: [shutil.rmtree(root / "devkit"), gone("cars_test_annos_withlabels.mat")(root)],
+        "holds neither cars_train_annos.mat, .* nor cars_annos.mat",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGE)
+def test_damage_is_told_in_one_line(name, damage, message, load, tmp_path):
+    LAYOUTS[name](tmp_path / "data")
+    damage(tmp_path / "data")
+    with pytest.raises(UserError, match=message) as caught:
+        load(name, tmp_path / "data")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("index.npz"))
+
+
+@pytest.mark.parametrize("name", ["nabirds", "oxford_iiit_pet", "stanford_dogs"])
+def test_archives_cut_short_or_left_out(name, load, tmp_path):
+    LAYOUTS[name](tmp_path / "data")
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    for file, only in ARCHIVES[name].items():
+        pack(tmp_path / "data", archives / file, only=only)
+    for file in ARCHIVES[name]:
+        whole = (archives / file).read_bytes()
+        (archives / file).write_bytes(whole[: len(whole) * 2 // 5])
+        with pytest.raises(UserError, match="not a whole tar or zip|is missing"):
+            load(name, archives)
+        (archives / file).unlink()
+        with pytest.raises(UserError, match=f"is missing.*{'one of' if 'image' in file else ''}"):
+            load(name, archives)
+        (archives / file).write_bytes(whole)
+    load(name, archives)
+
+
+def test_archives_that_lead_elsewhere_or_hold_a_photo_twice(load, tmp_path):
+    layouts.nabirds(tmp_path / "data")
+    archive = pack(tmp_path / "data", tmp_path / "nabirds.zip")
+    outside = tmp_path / "outside.jpg"
+    layouts.photo(outside, (8, 8), (0, 0, 4, 4))
+    with zipfile.ZipFile(archive, "a") as zipped:
+        zipped.write(outside, "../../evil.jpg")
+        zipped.writestr("__MACOSX/nabirds/._images.txt", "junk")
+    load("nabirds", archive)
+    assert not list(tmp_path.rglob("evil.jpg"))
+    with zipfile.ZipFile(archive, "a") as zipped:
+        name = next(name for name in zipped.namelist() if "/images/0295/" in name)
+        zipped.write(outside, f"copy/{name}")
+    with pytest.raises(UserError, match=r"holds images/0295/\w+.jpg twice"):
+        load("nabirds", archive)
+    with tarfile.open(tmp_path / "nabirds.tar", "w") as tarred:
+        link = tarfile.TarInfo("nabirds/images.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tarred.addfile(link)
+    with pytest.raises(UserError, match="nabirds.tar"):
+        load("nabirds", tmp_path / "nabirds.tar")
+
+
+def test_what_is_not_given_to_everybody(load):
+    with pytest.raises(UserError, match="NABirds is not to be fetched.*allaboutbirds.*dataset.path=nabirds.tar.gz"):
+        load("nabirds", "")
+    with pytest.raises(UserError, match="a folder that holds cars_train.tgz, cars_test.tgz, car_devkit.tgz"):
+        load("stanford_cars", "")
+
+
+def test_counts_are_compared_with_those_published(load, tmp_path):
+    layouts.oxford_iiit_pet(tmp_path / "data")
+    (note,) = load("oxford_iiit_pet", tmp_path / "data").notes
+    assert note.endswith("2 train of 3680, 1 test of 3669, 2 classes of 37")
+
+
+def test_each_has_its_facts():
+    for name, dataset in DATASETS.items():
+        assert name == dataset.name in sources.PUBLISHED and set(dataset.counts) == {"train", "test", "classes"}
+        assert dataset.counts_source and dataset.homepage.startswith("http")
+        for archive in dataset.archives:
+            assert archive.source or not (archive.size or archive.sha256 or archive.md5)
+            assert len(archive.sha256) in (0, 64) and len(archive.md5) in (0, 32)
+    assert set(sources.PUBLISHED) == set(DATASETS) == {*LAYOUTS, "cub200_2011"}
+
+
+def test_fields_choose_the_labels(tmp_path):
+    wanted = layouts.fgvc_aircraft(tmp_path / "data")
+    options = {"path": str(tmp_path / "data"), "cache_dir": str(tmp_path / "cache"), "unreadable": "skip"}
+    options |= {"validation_fraction": 0.0, "train_size": None, "test_size": None}
+    splits = sources.load("fgvc_aircraft", fields="label=manufacturer", **options)
+    assert splits.class_names == ("Boeing", "Lockheed Martin") and splits.train.labels.tolist() == [0, 1, 0]
+    assert splits.train.sizes.tolist() == [[30, 40]] * 3 and len(wanted["train"]) == 3
+    for text, message in (
+        ("label=maker", "the labels of fgvc_aircraft are variant, family, manufacturer; got label=maker"),
+        ("box=bbox", "dataset.fields: 'box=bbox' is not one of label=..."),
+        ("label", "dataset.fields: 'label' is not"),
+        ("label=family,label=variant", "dataset.fields: 'label=variant' is not"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sources.load("fgvc_aircraft", fields=text, **options)
+    with pytest.raises(UserError, match="leave it out for deep_pcb"):
+        sources.load("deep_pcb", fields="label=kind", **options)
+
+
+def test_photos_are_decoded_at_a_reduced_size_where_that_is_asked(load, tmp_path):
+    layouts.fgvc_aircraft(tmp_path / "data")
+    place = tmp_path / "data" / layouts_folder() / "images" / "0034309.jpg"
+    layouts.photo(place, (1600, 1220), (0, 0, 30, 20))
+    whole, half = (load("fgvc_aircraft", tmp_path / "data", min_side=side).train[0] for side in (None, 300))
+    assert whole["image"].shape == (1200, 1600, 3) and half["image"].shape == (600, 800, 3)
+    np.testing.assert_array_equal(whole["box"], half["box"])
+
+
+def layouts_folder():
+    return "fgvc-aircraft-2013b/data"
+
+
+def test_a_progress_bar_counts_photos(load, tmp_path):
+    layouts.nabirds(tmp_path / "data")
+    told = []
+
+    def track(items, *, total, what):
+        told.append((total, what))
+        yield from items
+
+    load("nabirds", tmp_path / "data", track=track)
+    assert told == [(4, "preparing nabirds")]
+    with contextlib.suppress(StopIteration):
+        next((tmp_path / "cache").rglob("*test.array_record*")).unlink()
+    load("nabirds", tmp_path / "data", track=track)
+    assert len(told) == 2 and records.VERSION in str(next((tmp_path / "cache").rglob("index.npz")))
