@@ -37,7 +37,7 @@ class Command(NamedTuple):
     mode: str
     cluster: Cluster | None  # None: this process is alone
     images: Path | None  # of modes predict and eval
-    output: Path | None  # where there are images, and of modes export and report
+    output: Path | None  # where there are images, and of modes prepare, export and report
     overlays: Path | None  # of mode predict
     unknown: bool = False
     unknown_classes: str = "refuse"
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(command: Command) -> int:
     """Does it, and tells how it ended; by process 0 alone, where there are several."""
     goes_on = "; the same command goes on, from the last checkpoint if there is one"
-    partings = {"train": goes_on, "predict": "; the same command goes on from there"}
+    partings = {"train": goes_on} | dict.fromkeys(("predict", "prepare"), "; the same command goes on from there")
     parting = "interrupted" + partings.get(command.mode, "")
     heard = "answering what was asked, then stopping" if command.mode == "serve" else "finishing this step and saving"
     try:
@@ -160,6 +160,12 @@ def run(command: Command, interruption: Interruption | None = None) -> None:
     # What needs JAX is imported late: --help and a misspelt flag need not wait for it.
     keep_compiled(command.config.compilation_cache)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home folder it tells where it keeps its fonts
+    if command.mode == "prepare":
+        from c2f_jax.runs.prepare import prepare
+
+        assert command.output is not None
+        prepare(command.config, command.output)
+        return
     if command.mode == "serve":
         from c2f_jax.serve.server import serve
 
@@ -284,7 +290,7 @@ def parse(argv: Sequence[str]) -> Command:
     if predicting and options.images is None:
         raise UserError("--mode predict needs --images DIR, the folder of images, or an image")
     for name in ("output", "unknown_classes", "fast", "gate"):
-        if _given(options, name) and options.images is None and mode not in ("export", "report"):
+        if _given(options, name) and options.images is None and mode not in ("prepare", "export", "report"):
             raise UserError(f"--{name} belongs to --mode {mode} with --images")
     if options.unknown_classes not in (None, *HOW):
         raise UserError(f"--unknown_classes must be {' or '.join(HOW)}; got {options.unknown_classes!r}")
@@ -308,7 +314,8 @@ def parse(argv: Sequence[str]) -> Command:
         )
     config = _config(mode, paths.get("config"), workdir, rest)
     config.lock()
-    default = {"predict": "predictions.csv", "export": "export"}.get(mode, "evaluation.json")
+    defaults = {"predict": "predictions.csv", "export": "export", "prepare": "contact_sheet.jpg"}
+    default = defaults.get(mode, "evaluation.json")
     output = paths.get("output", Path(default))
     return Command(
         config,
@@ -316,7 +323,7 @@ def parse(argv: Sequence[str]) -> Command:
         mode,
         cluster,
         paths.get("images"),
-        output if "images" in paths or mode == "export" else paths.get("output"),
+        output if "images" in paths or mode in ("export", "prepare") else paths.get("output"),
         paths.get("overlays"),
         options.unknown,
         options.unknown_classes or HOW[0],
@@ -347,7 +354,7 @@ def _config(mode: str, path: Path | None, workdir: Path, rest: Sequence[str]) ->
         UserError: if it has a value that cannot be used, or one that the weights in `workdir` were not made for.
     """
     words = [_field(word) for word in rest]
-    training = mode == "train"
+    training = mode in ("train", "prepare")  # a config of its own, and no run yet
     if training or path is not None:
         path = shipped.find(path or Path(DEFAULT_CONFIG))
         config = load_config(path)

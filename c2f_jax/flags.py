@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-MODES = ("train", "eval", "predict", "export", "report", "serve")
+MODES = ("train", "prepare", "eval", "predict", "export", "report", "serve")
 DEFAULT_CONFIG = "configs/paper_birds.py"
 
 
@@ -17,12 +17,18 @@ class Flag(NamedTuple):
 # One line a flag. `parse` tells who gives one to a mode that has no use for it.
 FLAGS = {
     "config": Flag(
-        ("train",), "FILE", f"what to run; default {DEFAULT_CONFIG}. Those that ship go by their names, too: cub"
+        ("train", "prepare"),
+        "FILE",
+        f"what to run; default {DEFAULT_CONFIG}. Those that ship go by their names, too: cub",
     ),
     "config.GROUP.FIELD": Flag(
-        ("train",), "VALUE", "any field of it, e.g. --config.train.batch_size=32; all are in docs/config.md"
+        ("train", "prepare"), "VALUE", "any field of it, e.g. --config.train.batch_size=32; all are in docs/config.md"
     ),
-    "workdir": Flag(MODES, "DIR", "where the run lives; default runs/<the config's name>"),
+    "workdir": Flag(
+        tuple(mode for mode in MODES if mode != "prepare"),
+        "DIR",
+        "where the run lives; default runs/<the config's name>",
+    ),
     "images": Flag(
         ("predict", "eval"),
         "PATH",
@@ -30,11 +36,11 @@ FLAGS = {
         "one folder per class or as a table",
     ),
     "output": Flag(
-        ("predict", "eval", "export", "report"),
+        ("prepare", "predict", "eval", "export", "report"),
         "PATH",
-        "what to write; predict: a file, default predictions.csv, or .jsonl; eval with --images: default "
-        "evaluation.json, and .csv beside it; export: a new folder, default export; report: default report.html in the "
-        "run's folder",
+        "what to write; prepare: a picture, default contact_sheet.jpg; predict: a file, default predictions.csv, or "
+        ".jsonl; eval with --images: default evaluation.json, and .csv beside it; export: a new folder, default "
+        "export; report: default report.html in the run's folder",
     ),
     "host": Flag(("serve",), "HOST", "where to listen; default 127.0.0.1, which only this machine reaches"),
     "port": Flag(("serve",), "N", "at which port; default 8000; 0: a free one"),
@@ -72,6 +78,10 @@ DESCRIPTIONS = {
 Classifies images by two looks: attention maps on a coarse view find where to look again. This trains such a model, or
 goes on with a run that was stopped; --mode=eval measures the last checkpoint of a run on its test part, and
 --mode=predict says what a run's model sees in a folder of images. `--mode=MODE --help` has the flags of each.""",
+    "prepare": """\
+Makes the data set of a config ready before anything is trained on it: fetches and prepares it, which a start of the
+training does as well, prints how many classes and photos there are, beside those that are published, and writes a
+contact sheet to look at. It can be stopped; the same command goes on.""",
     "eval": """\
 Measures the last checkpoint of the run in --workdir on the test part of its data, and changes nothing in it; with
 --images on other labelled photos. It needs no --config: the run has kept its own. What changes no result may be given
@@ -102,6 +112,12 @@ examples:
       your own photos, one folder per class
   python launch.py --mode=predict --workdir runs/mine --images new
       predictions for a folder of images""",
+    "prepare": """\
+examples:
+  python launch.py --mode=prepare --config configs/cub.py
+      fetches CUB-200-2011 and writes contact_sheet.jpg
+  python launch.py --mode=prepare --config configs/folder.py --config.dataset.path=photos
+      what there is in your own photos, before you train on them""",
     "eval": """\
 examples:
   python launch.py --mode=eval

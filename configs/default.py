@@ -22,9 +22,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.init_from = ""
 
     config.dataset = dataset = ml_collections.ConfigDict()
-    dataset.name = "paper_birds"  # drawn; or photos: cub200_2011, deep_pcb, folder
-    # cub200_2011, deep_pcb: the archive or its folder, empty: fetched; folder: a tree or a table.
+    # Drawn; or photos: folder, your own; tfds:NAME, prepared by TFDS; or published: cub200_2011, deep_pcb,
+    # fgvc_aircraft, inat2021, inat2021_mini, nabirds, oxford_iiit_pet, stanford_cars, stanford_dogs.
+    dataset.name = "paper_birds"
+    # Published: an archive, its folder or a folder of archives, empty: fetched; folder: a tree or a table; tfds:NAME:
+    # its data_dir, empty: TFDS's own.
     dataset.path = ""
+    # What is called how in the data, with commas between: label=family (fgvc_aircraft); tfds:NAME: also image=...,
+    # box=..., train=..., validation=..., test=...; empty: as it is usual (docs/data.md).
+    dataset.fields = ""
     dataset.cache_dir = "~/.cache/c2f_jax"  # where prepared data go; never beside the photos
     dataset.unreadable = "skip"  # image files that cannot be read: listed once and skipped, or "fail"
     # folder: a regular expression searched in the paths; photos with the same first group are on one side of a split.

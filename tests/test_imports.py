@@ -40,7 +40,7 @@ ONLY_HERE = {
     "pebble": ("serve.reading",),
     "rich": ("runs.writers",),
     "safetensors": ("models.pretrained",),
-    "scipy": ("evaluation",),
+    "scipy": ("data.builders", "evaluation"),
     "starlette": ("serve.app",),
     "tensorboardX": ("runs.event_files",),
     "tensorflow_datasets": ("data.builders",),
@@ -110,7 +110,7 @@ ASKED_HERE = {
     ),
     # What belongs to a run, to photos and to predictions may lie in a bucket.
     r"(?<!storage)\.(read|write)_(text|bytes)\(|\.expanduser\(": (
-        *("storage.py", "runs/config_file.py", "runs/fields.py", "data/deep_pcb.py", "data/builders/layout.py"),
+        *("storage.py", "runs/config_file.py", "runs/fields.py", "data/deep_pcb.py"),
     ),
     r"jax\._src|jax\.interpreters|jax\.core": (),
 }

@@ -187,9 +187,9 @@ def host_input(setting: Setting) -> Iterator[Line]:
     config = cub.get_config()
     config.dataset.path = setting.data
     raw = Raw(64 if setting.rehearse else config.dataset.raw_size, config.augment.keep_aspect)
-    from c2f_jax.data.builders import cub200_2011
+    from c2f_jax.data.builders import published
 
-    source, _, _ = cub200_2011.load(setting.data, cache_dir=config.dataset.cache_dir)
+    source = published.load("cub200_2011", setting.data, cache_dir=config.dataset.cache_dir).train
     batch_size = config.train.batch_size
     in_memory = pipeline.InMemory(source, raw, pipeline.Memory(mib=1 << 20))
     for name, kept in (("decoded", source), ("from memory", in_memory)):

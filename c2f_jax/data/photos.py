@@ -25,13 +25,26 @@ _BEGINNING = 1 << 16  # bytes of a file that tell it from others of its size
 
 
 class Photos:
-    """A random-access source of photos, decoded when they are asked for; as of `images.decode`'s `min_side`."""
+    """A random-access source of photos, decoded when they are asked for; as of `images.decode`'s `min_side`.
+
+    Attributes:
+        sizes: height and width of each in pixels, int [N, 2]; None if they are not known.
+    """
 
     def __init__(
-        self, root: Path, items: Sequence[Item], min_side: int | None = None, groups: Mapping[str, str] | None = None
+        self,
+        root: Path,
+        items: Sequence[Item],
+        min_side: int | None = None,
+        groups: Mapping[str, str] | None = None,
+        verdicts: Mapping[str, Verdict] | None = None,
     ):
-        """groups: by path, of the photos that have one."""
+        """groups: by path, of the photos that have one; verdicts: by path, if they are known."""
         self._root, self._items, self._min_side, self._groups = root, items, min_side, groups or {}
+        self.sizes: np.ndarray | None = None
+        if verdicts is not None:
+            sizes = [(verdicts[item.path].height, verdicts[item.path].width) for item in items]
+            self.sizes = np.array(sizes, int).reshape(-1, 2)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -172,7 +185,7 @@ def load(
     notes.insert(0, summary({name: [item.label for item in items] for name, items in parts.items()}, class_names))
     if groups and not divided:
         notes.insert(1, f"{len(set(groups.values()))} groups, each on one side of a split")
-    sources = [Photos(listing.root, items, min_side, groups) for items in parts.values()]
+    sources = [Photos(listing.root, items, min_side, groups, verdicts) for items in parts.values()]
     return Parts(sources[0], sources[1], sources[2], class_names, tuple(notes))
 
 

@@ -31,6 +31,31 @@ DATA = {
         "The data set is for non-commercial research and education; its photos belong to their authors. Some of its "
         "photos are in ImageNet, so that figures from ImageNet weights are a little flattered.",
     ),
+    "fgvc_aircraft": (
+        "FGVC-Aircraft (Maji et al., arXiv:1306.5151): photos of aircraft.",
+        "The data set is for non-commercial research; its photos belong to their authors.",
+    ),
+    "inat2021": (
+        "iNaturalist 2021 (Van Horn et al., 2021): photos of 10,000 species.",
+        "The data set is for non-commercial research and education, and its photos are not to be passed on.",
+    ),
+    "nabirds": (
+        "NABirds (Van Horn et al., 2015): photos of North American birds.",
+        "The data set is given to those who accept its terms, at dl.allaboutbirds.org/nabirds.",
+    ),
+    "oxford_iiit_pet": (
+        "Oxford-IIIT Pet (Parkhi et al., 2012): photos of cats and dogs.",
+        "The data set is under CC BY-SA 4.0; its photos belong to their authors.",
+    ),
+    "stanford_cars": (
+        "Stanford Cars (Krause et al., 2013): photos of cars.",
+        "The terms of its photos, which are from the web, are not known here: see its homepage.",
+    ),
+    "stanford_dogs": (
+        "Stanford Dogs (Khosla et al., 2011): photos of dogs, taken from ImageNet.",
+        "Its photos are under ImageNet's terms, for non-commercial research and education. They are in ImageNet, test "
+        "photos among them: figures from ImageNet weights are flattered.",
+    ),
     "deep_pcb": (
         "DeepPCB (Tang et al., arXiv:1902.06197): bare circuit boards with one of six kinds of defect.",
         "The data set is under the MIT licence.",
@@ -46,7 +71,7 @@ DATA = {
 def model_card(workdir: Path, config: Any, class_names: Sequence[str], step: int) -> str:
     """Markdown, with the front matter that model hubs read; figures are those of the run's `results.json`."""
     results = _results(workdir, step)
-    data, terms = DATA[config.dataset.name]
+    data, terms = _data(config.dataset.name)
     title = _one_line(Path(storage.resolved(workdir)).name)
     two = config.method != "baseline"
     lines = [
@@ -109,6 +134,13 @@ def _origin(config: Any) -> str:
         name = source if "://" in source else Path(source).name
         return f"the backbone's are {name}: their licence, and that of what they were trained on, goes on to hold."
     return "none; it was trained from random numbers."
+
+
+def _data(name: str) -> tuple[str, str]:
+    if name.startswith("tfds:"):
+        name = name.removeprefix("tfds:")
+        return f"{name}, by TensorFlow Datasets.", "Its terms are told at tensorflow.org/datasets/catalog."
+    return DATA[name.removesuffix("_mini")]
 
 
 def _results(workdir: Path, step: int) -> Mapping[str, Any]:

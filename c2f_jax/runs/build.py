@@ -23,6 +23,7 @@ from c2f_jax.runs import event_files, fields, parallel, processes
 from c2f_jax.runs.checkpoint import latest_step, read_latest
 from c2f_jax.runs.init_from import Start, choose, told
 from c2f_jax.runs.workdir import read_class_names, read_config
+from c2f_jax.runs.writers import track
 from c2f_jax.storage import as_path
 from c2f_jax.training import augment, losses
 from c2f_jax.training.optimizer import make_optimizer, make_schedule
@@ -374,6 +375,8 @@ def load_splits(config: Any) -> Splits:
         group_by=config.dataset.group_by,
         shots=config.dataset.shots,
         min_side=config.dataset.raw_size,
+        fields=config.dataset.fields,
+        track=track,
         hosts=Hosts(processes.index(), processes.count(), processes.gathered) if processes.count() > 1 else None,
     )
 

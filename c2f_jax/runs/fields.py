@@ -23,6 +23,7 @@ class Field(NamedTuple):
         kind: int, float (an int will do), bool, str, or tuple (of floats).
         low, high: the range, both ends included, of a number or of each number of a tuple; None: no such end.
         choices: all that it takes, if that is so little.
+        prefix: beside choices, what another text that it takes begins with.
         length: of a tuple.
         path: whether a text is one.
         schemes: of a path: "gs" if it may be in a bucket, ...
@@ -34,6 +35,7 @@ class Field(NamedTuple):
     low: float | None = None
     high: float | None = None
     choices: tuple[Any, ...] = ()
+    prefix: str = ""
     length: int = 0
     path: bool = False
     schemes: tuple[str, ...] = ()
@@ -44,6 +46,7 @@ class Field(NamedTuple):
         """In words: "int from 1 to 64"."""
         if self.choices:
             words = f"one of {', '.join(str(choice) for choice in self.choices)}"
+            words += f", or {self.prefix}NAME" if self.prefix else ""
         else:
             words = f"tuple of {self.length} floats" if self.kind is tuple else self.kind.__name__
             if self.low is not None:
@@ -56,6 +59,8 @@ class Field(NamedTuple):
         """Whether `value` has the type and lies in the range."""
         if value is None:
             return self.none
+        if self.prefix and type(value) is str and value.startswith(self.prefix):
+            return value != self.prefix and value.isprintable()
         if self.choices:
             return any(type(value) is type(choice) and value == choice for choice in self.choices)
         if self.kind is tuple:
@@ -114,9 +119,13 @@ TABLE: dict[str, Field] = {
     "method": _one_of("baseline", "attention", "wsdan", "coarse2fine", "random_box"),
     "seed": _int(0, 2**32 - 1),
     "init_from": _ANYWHERE,
-    "dataset.name": _one_of("paper_birds", "cub200_2011", "deep_pcb", "folder"),
+    "dataset.name": _one_of(
+        *("paper_birds", "cub200_2011", "fgvc_aircraft", "inat2021", "inat2021_mini", "nabirds", "oxford_iiit_pet"),
+        *("stanford_cars", "stanford_dogs", "deep_pcb", "folder"),
+    )._replace(prefix="tfds:"),
     "dataset.path": _ANYWHERE,
     "dataset.cache_dir": _FOLDER,
+    "dataset.fields": _TEXT,
     "dataset.unreadable": _one_of("skip", "fail"),
     "dataset.group_by": _TEXT,
     "dataset.shots": _int(0, 1_000_000),

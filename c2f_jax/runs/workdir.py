@@ -40,6 +40,7 @@ BEFORE: dict[str, Any] = {
     "dataset.group_by": "",
     "dataset.shots": 0,
     "dataset.class_balanced": False,
+    "dataset.fields": "",
     "train.tensorboard": False,
 }
 

@@ -138,6 +138,16 @@ def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
         yield from progress.track(items, total=total, description=what)
 
 
+def print_rows(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """A table of text."""
+    table = Table(title=Text(one_line(title)), title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    _console().print(table)
+
+
 def print_table(title: str, metrics: Mapping[str, Any]) -> None:
     """The final figures: views in rows, classification metrics in columns; then boxes and attention."""
     columns = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "calibration_error", "loss")

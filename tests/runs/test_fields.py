@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from c2f_jax.data.sources import NAMES
+from c2f_jax import shipped
+from c2f_jax.data.sources import NAMES, TFDS
 from c2f_jax.errors import UserError
 from c2f_jax.models import backbones
 from c2f_jax.models.attention_network import ATTENTION_INITS, BOX_GRADIENTS
@@ -88,7 +89,8 @@ MUST_TRAIN = {
 # Trained elsewhere (methods: test_loop, test_stages; backbones: test_backbones; back ends: test_devices) or in need of
 # what is not here: data, a network.
 ELSEWHERE = {
-    *("method", "init_from", "dataset.name", "dataset.path", "dataset.cache_dir", "model.backbone", "model.pretrained"),
+    *("method", "init_from", "dataset.name", "dataset.path", "dataset.fields", "dataset.cache_dir"),
+    *("model.backbone", "model.pretrained"),
     *("compilation_cache", "parallel.backend"),
 }
 # Ends of ranges that this test has not the memory, the time or the data for: there the machine sets the limit, not the
@@ -219,7 +221,7 @@ def test_the_table_has_the_fields_of_the_default_config_and_takes_its_values():
     config = default.get_config()
     fields.check_names(config)
     fields.check(config)
-    for name in ("cub", "cub50_lite0", "folder", "paper_birds"):
+    for name in shipped.names():
         fields.check(importlib.import_module(f"configs.{name}").get_config())
 
 
@@ -229,7 +231,7 @@ def test_choices_are_those_of_the_code():
     assert set(TABLE["model.output_stride"].choices) == {0, *strides}
     assert set(TABLE["model.attention_init"].choices) == set(ATTENTION_INITS)
     assert set(TABLE["region.box_gradient"].choices) == set(BOX_GRADIENTS)
-    assert set(TABLE["dataset.name"].choices) == set(NAMES)
+    assert set(TABLE["dataset.name"].choices) == set(NAMES) and TABLE["dataset.name"].prefix == TFDS
 
 
 @pytest.mark.parametrize("name", [name for name, field in TABLE.items() if field.kind is str and field.choices])

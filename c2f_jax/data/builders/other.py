@@ -32,6 +32,14 @@ class Part:
         """int [N]; every record is read for it, and no photo decoded."""
         return np.array([int(_at(self._records[index], self._fields["label"])) for index in range(len(self))], int)
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of each photo in pixels, int [N, 2]; every record is read for it, and no photo decoded."""
+        photos = (_at(self._records[index], self._fields["image"]) for index in range(len(self)))
+        found = [images.stored(photo) for photo in photos]
+        turned = [(one.width, one.height) if one.orientation >= 5 else (one.height, one.width) for one in found]
+        return np.array(turned, int).reshape(-1, 2)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
