@@ -22,7 +22,7 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--mode=test"], ["--mode", "train, eval", "'test'"]),
+        (["--mode=test"], ["--mode", "train, prepare", "'test'"]),
         (["--confg=configs/cub.py"], ["--confg", "--config?"]),
         (["--config=configs/nope.py"], ["configs/nope.py", "configs/"]),
         (["--config.train.batch_sizee=8"], ["config.train", "'batch_sizee'", "batch_size?"]),
