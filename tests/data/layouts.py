@@ -167,7 +167,7 @@ def nabirds(root: Path) -> dict[str, list[Wanted]]:
             ("train_test_split.txt", [f"{image_id} {is_train}"]),
             ("bounding_boxes.txt", [f"{image_id} 4 5 20 15"]),
             ("sizes.txt", [f"{image_id} 40 30"]),
-            ("parts/part_locs.txt", parts),
+            ("parts/part_locs.txt", parts[::-1]),
         ):
             tables[table] = tables.get(table, []) + text
         labels = {"label": names[class_id], "order": nodes["1"] if class_id == "818" else nodes["2"]}
