@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
@@ -67,6 +68,7 @@ class Photo(NamedTuple):
 
 
 Source = bytes | str | os.PathLike[str] | np.ndarray | Image.Image
+Shape = Callable[[int, int], tuple[int, int]]  # height and width -> those to scale to
 
 
 def decode(source: Source, *, min_side: int | None = None) -> np.ndarray:
@@ -74,7 +76,9 @@ def decode(source: Source, *, min_side: int | None = None) -> np.ndarray:
     return decode_photo(source, min_side=min_side).image
 
 
-def decode_photo(source: Source, *, min_side: int | None = None, max_pixels: int | None = None) -> Photo:
+def decode_photo(
+    source: Source, *, min_side: int | None = None, max_pixels: int | None = None, shape: Shape | None = None
+) -> Photo:
     """The picture as people see it.
 
     Turned upright as EXIF says; the first frame of an animation, page of a TIFF, or picture of several; colours brought
@@ -86,6 +90,7 @@ def decode_photo(source: Source, *, min_side: int | None = None, max_pixels: int
             quarter or an eighth of its size, with twice that many left at least: quicker, and by an antialiased
             reduction afterwards hardly told apart. None: the file's own size.
         max_pixels: of a file; None: `MAX_PIXELS`. A JPEG's scans are limited in proportion.
+        shape: what to scale the upright picture to, as `resized` does; told what has been decoded. None: as it is.
 
     Raises:
         OutOfReach: if the file cannot be read or memory is short: it may be had another time.
@@ -94,10 +99,10 @@ def decode_photo(source: Source, *, min_side: int | None = None, max_pixels: int
     """
     if isinstance(source, np.ndarray):
         array = from_array(source)
-        return Photo(array, *array.shape[:2])
+        return Photo(_scaled(array, shape), *array.shape[:2])
     if isinstance(source, Image.Image):
         try:
-            return _converted(source, None, source.size)
+            return _converted(source, None, source.size, shape)
         except Exception as error:  # it may not have been read from its file yet
             raise UnreadableImage(_reason(error)) from error
     data = source if isinstance(source, bytes) else _read(source)
@@ -105,10 +110,10 @@ def decode_photo(source: Source, *, min_side: int | None = None, max_pixels: int
         raise UnreadableImage("empty file")
     try:
         try:
-            return _decoded(data, None, min_side, max_pixels or MAX_PIXELS)
+            return _decoded(data, None, min_side, max_pixels or MAX_PIXELS, shape)
         except ValueError:
             if isinstance(data, bytes) and data.startswith(png.SIGNATURE):  # which has perhaps too much text
-                return _decoded(*png.without_text(data), min_side, max_pixels or MAX_PIXELS)
+                return _decoded(*png.without_text(data), min_side, max_pixels or MAX_PIXELS, shape)
             raise
     except UnreadableImage:
         raise
@@ -193,7 +198,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def _decoded(data: bytes, profile: bytes | None, min_side: int | None, max_pixels: int) -> Photo:
+def _decoded(data: bytes, profile: bytes | None, min_side: int | None, max_pixels: int, shape: Shape | None) -> Photo:
     formats = _formats()
     if data[4:8] == b"ftyp" and "HEIF" not in formats:
         raise OutOfReach("HEIC needs the package pillow-heif: pip install pillow-heif")
@@ -204,11 +209,24 @@ def _decoded(data: bytes, profile: bytes | None, min_side: int | None, max_pixel
         if image.format == "TIFF":
             _mend_planes(image)
         if image.format in ("JPEG", "MPO"):
-            if data.count(b"\xff\xda") * width * height > MAX_SCANS // MAX_PIXELS * max_pixels:
+            if _may_have_scans(image, data) and (
+                data.count(b"\xff\xda") * width * height > MAX_SCANS // MAX_PIXELS * max_pixels
+            ):
                 raise UnreadableImage("far too many scans")
             if min_side is not None:
                 image.draft(None, (2 * min_side, 2 * min_side))
-        return _converted(image, profile, (width, height))
+        return _converted(image, profile, (width, height), shape)
+
+
+def _may_have_scans(image: Any, data: bytes) -> bool:
+    """Whether an opened JPEG may have several: not if the first one has all components, and they are sequential.
+
+    Then nothing behind it is decoded, and need not be searched for more.
+    """
+    end = image.fp.tell()  # Pillow has read the first scan's header
+    start = data.rfind(b"\xff\xda", 0, end)
+    whole = start >= 0 and end == start + 2 + int.from_bytes(data[start + 2 : start + 4])
+    return bool(image.info.get("progressive")) or not (whole and data[start + 4] == image.layers)
 
 
 def _mend_planes(image: Any) -> None:
@@ -225,18 +243,39 @@ def _mend_planes(image: Any) -> None:
     ]
 
 
-def _converted(image: Image.Image, profile: bytes | None, size: tuple[int, int]) -> Photo:
+def _converted(image: Image.Image, profile: bytes | None, size: tuple[int, int], shape: Shape | None) -> Photo:
     """profile: in place of the image's own; size: width and height that the file says, which may be decoded smaller."""
     width, height = size
     reduced = image.size != size
     image.load()
     orientation = _orientation(image)
-    array = pixels.to_rgb(image, profile or image.info.get("icc_profile"))
+    profile = profile or image.info.get("icc_profile")
+    if shape is not None and orientation not in _TURNS and pixels.is_plain(image, profile):
+        # Scaled before it becomes an array: an array of all of it would be made for nothing.
+        height, width = (height, width) if reduced else (image.height, image.width)
+        small = _resize(image, shape(image.height, image.width))
+        return Photo(np.asarray(small), height, width)
+    array = pixels.to_rgb(image, profile)
     if orientation in _TURNS:
         array = np.ascontiguousarray(_TURNS[orientation](array))
         if orientation >= 5:
             width, height = height, width
-    return Photo(array, height, width) if reduced else Photo(array, *array.shape[:2])
+    if not reduced:
+        height, width = array.shape[:2]
+    return Photo(_scaled(array, shape), height, width)
+
+
+def resized(photo: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] -> [*shape, 3], bilinear and antialiased."""
+    return photo if photo.shape[:2] == shape else np.asarray(_resize(Image.fromarray(photo), shape))
+
+
+def _resize(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    return image if image.size == shape[::-1] else image.resize(shape[::-1], Image.Resampling.BILINEAR)
+
+
+def _scaled(array: np.ndarray, shape: Shape | None) -> np.ndarray:
+    return array if shape is None else resized(array, shape(*array.shape[:2]))
 
 
 def from_array(array: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from c2f_jax import storage
 from c2f_jax.data import checking, images, splitting
 from c2f_jax.data.checking import Verdict
 from c2f_jax.data.listing import SLACK, Listed, Listing, read, some
+from c2f_jax.data.raw import Raw
 from c2f_jax.data.splitting import Item
 from c2f_jax.errors import UserError
 
@@ -83,11 +84,18 @@ class Photos:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises UserError if the file has gone bad since it was checked."""
+        return self._example(index, None)
+
+    def scaled(self, index: int, raw: Raw) -> dict[str, Any]:
+        """As of `sources.scaled`."""
+        return self._example(index, raw.shape)
+
+    def _example(self, index: int, shape: images.Shape | None) -> dict[str, Any]:
         if not 0 <= index < len(self._items):
             raise IndexError(index)
         path, label, box = self._items[index]
         try:
-            image = images.decode(storage.join(self._root, path), min_side=self._min_side)
+            image = images.decode_photo(storage.join(self._root, path), min_side=self._min_side, shape=shape).image
         except images.UnreadableImage as error:
             raise UserError(
                 f"{storage.join(self._root, path)} could be read at the start and now cannot ({error}): "

@@ -15,7 +15,7 @@ import numpy as np
 from c2f_jax.data import images
 from c2f_jax.data.images import UnreadableImage, decode_photo
 from c2f_jax.data.raw import MIDDLE, Raw
-from c2f_jax.data.sources import Source
+from c2f_jax.data.sources import Scaled, Source, scaled
 
 Batch = dict[str, np.ndarray]
 
@@ -65,8 +65,7 @@ class InMemory:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if (kept := self._kept.get(index)) is not None:
             return kept
-        example = self._source[index]
-        example = example | {"image": self._raw.scale(np.asarray(example["image"]))}
+        example = scaled(self._source, index, self._raw)
         # Two threads may meet at a photo and both take memory for it: that is so much less to keep, not more.
         if self._memory.take(example["image"].nbytes):
             self._kept[index] = example
@@ -113,7 +112,7 @@ def training_batches(
         row = {"place": place, "row": np.asarray(position % batch_size, np.int32)}
         return _to_arrays(example, raw, place) | row
 
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map_with_index(arrays)
+    dataset = grain.MapDataset.source(Scaled(source, raw)).seed(seed).shuffle().repeat().map_with_index(arrays)
     share = batch_size // processes
     shares = dataset.batch(share, drop_remainder=True)[process::processes][start:]
     return iter(shares.to_iter_dataset(_read_options(share * 3 * raw.size**2)))
@@ -130,7 +129,9 @@ def evaluation_batches(source: Source, *, batch_size: int, raw: Raw, process: in
     def arrays(position: int) -> dict[str, np.ndarray]:
         valid = position < len(source)
         # Beyond the end any example will do: it has the right shapes.
-        return _to_arrays(source[position if valid else 0], raw, MIDDLE) | {"mask": np.asarray(valid, np.float32)}
+        return _to_arrays(scaled(source, position if valid else 0, raw), raw, MIDDLE) | {
+            "mask": np.asarray(valid, np.float32)
+        }
 
     share = batch_size // processes
     shares = grain.MapDataset.range(steps * batch_size).map(arrays).batch(share)[process::processes]
@@ -153,7 +154,7 @@ def read_images(pictures: Sequence[images.Source], *, raw: Raw) -> Iterator[Imag
 
     def read(picture: images.Source) -> ImageFile:
         try:
-            photo = decode_photo(picture, min_side=raw.size)
+            photo = decode_photo(picture, min_side=raw.size, shape=raw.shape)
         except UnreadableImage as error:
             return ImageFile(None, None, 0, 0, str(error))
         return ImageFile(**raw.cut(photo.image), height=photo.height, width=photo.width, error=None)

@@ -33,14 +33,24 @@ def to_rgb(image: Image.Image, profile: bytes | None) -> np.ndarray:
       the end of the range, and an image without any range grey.
     """
     convert = _levels(image) if image.mode == "F" or image.mode.startswith("I") else _colours(image, profile)
-    result = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        whole = convert(image)
+        if whole.shape[2] == 3:  # as nearly always: it is not copied once more
+            return whole
+    result = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
         # A whole image is not copied.
         strip = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
         result[top:bottom] = convert(strip)
     return result
+
+
+def is_plain(image: Image.Image, profile: bytes | None) -> bool:
+    """Whether `to_rgb` would give the image's own levels as they are."""
+    plain = image.mode == "RGB" and "transparency" not in image.info
+    return plain and (not profile or _to_srgb(profile, "RGB") is None)
 
 
 def _colours(image: Image.Image, profile: bytes | None) -> Convert:

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+
+from c2f_jax.data.images import resized
 
 MIDDLE = np.array([0.5, 0.5], np.float32)
 STRIP = 4  # times as long as wide: a longer photo is scaled window by window, since all of it would be too large
@@ -24,20 +25,19 @@ class Raw(NamedTuple):
     size: int
     keep_aspect: bool
 
-    def scale(self, photo: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> all of it, antialiased, R by R, or with its aspect kept the shorter side R.
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """What `scale` makes of a photo: R by R, or with its aspect kept the shorter side R; a strip stays as it is."""
+        if not self.keep_aspect:
+            return self.size, self.size
+        short = min(height, width)
+        if max(height, width) > STRIP * short:
+            return height, width
+        # In whole numbers, so that it is the same everywhere; half a pixel up.
+        return (2 * self.size * height + short) // (2 * short), (2 * self.size * width + short) // (2 * short)
 
-        What is scaled already stays as it is, and so does a strip.
-        """
-        height, width = photo.shape[:2]
-        shape = self.size, self.size
-        if self.keep_aspect:
-            short = min(height, width)
-            if max(height, width) > STRIP * short:
-                return photo
-            # In whole numbers, so that it is the same everywhere; half a pixel up.
-            shape = (2 * self.size * height + short) // (2 * short), (2 * self.size * width + short) // (2 * short)
-        return photo if photo.shape[:2] == shape else _resized(photo, shape)
+    def scale(self, photo: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> all of it, antialiased, in the `shape` that it is to have."""
+        return resized(photo, self.shape(*photo.shape[:2]))
 
     def cut(self, photo: np.ndarray, place: np.ndarray = MIDDLE) -> dict[str, np.ndarray]:
         """The raw image, and where it lies; the same from a photo as from what `scale` makes of it.
@@ -56,8 +56,4 @@ class Raw(NamedTuple):
         start = np.floor(np.asarray(place) * (shape - side) + 0.5).astype(int)
         window = (np.concatenate([start, start + side]) / np.tile(shape, 2)).astype(np.float32)
         square = photo[start[0] : start[0] + side, start[1] : start[1] + side]
-        return {"image": square if side == self.size else _resized(square, (self.size,) * 2), "window": window}
-
-
-def _resized(photo: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(photo).resize(shape[::-1], Image.Resampling.BILINEAR))
+        return {"image": square if side == self.size else resized(square, (self.size,) * 2), "window": window}

@@ -14,6 +14,7 @@ import numpy as np
 from c2f_jax import storage
 from c2f_jax.data import checking, deep_pcb, paper_birds, photos
 from c2f_jax.data.builders import fetch
+from c2f_jax.data.raw import Raw
 from c2f_jax.errors import UserError
 
 Example = dict[str, Any]
@@ -41,6 +42,28 @@ class Labelled(Source, Protocol):
     def labels(self) -> np.ndarray: ...
 
 
+def scaled(source: Source, index: int, raw: Raw) -> Example:
+    """`source[index]` with its image as of `raw.scale`; a source that has a `scaled` of its own is quicker about it."""
+    own = getattr(source, "scaled", None)
+    if own is not None:
+        return cast(Example, own(index, raw))
+    example = source[index]
+    return example | {"image": raw.scale(np.asarray(example["image"]))}
+
+
+class Scaled:
+    """`source` with its images as of `raw.scale`."""
+
+    def __init__(self, source: Source, raw: Raw):
+        self._source, self._raw = source, raw
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        return scaled(self._source, index, self._raw)
+
+
 class Subset:
     """Some examples of a source, in the order of `indices`; each keeps the `index` it has in the source."""
 
@@ -52,6 +75,10 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._indices[index])]
+
+    def scaled(self, index: int, raw: Raw) -> Example:
+        """As of `scaled`."""
+        return scaled(self._source, int(self._indices[index]), raw)
 
     @property
     def labels(self) -> np.ndarray:
@@ -81,10 +108,17 @@ class Balanced:
         return self._size * len(self._members)
 
     def __getitem__(self, index: int) -> Example:
+        return self._source[self._of(index)]
+
+    def scaled(self, index: int, raw: Raw) -> Example:
+        """As of `scaled`."""
+        return scaled(self._source, self._of(index), raw)
+
+    def _of(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(index)
         members = self._members[index // self._size]
-        return self._source[int(members[index % self._size % len(members)])]
+        return int(members[index % self._size % len(members)])
 
 
 @dataclass(frozen=True)

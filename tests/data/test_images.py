@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from c2f_jax.data import images, png
 from c2f_jax.data.images import OutOfReach, UnreadableImage, decode, decode_photo, find_images
+from c2f_jax.data.raw import Raw
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -221,8 +222,9 @@ def test_a_pipe_is_no_file(tmp_path):
 def test_memory_that_is_short_is_no_verdict_on_the_content():
     code = """
 import io, os, resource, sys
-from PIL import Image
+from PIL import Image, ImageCms
 from c2f_jax.data.images import OutOfReach, decode
+from c2f_jax.data.raw import Raw
 buffer = io.BytesIO()
 Image.new("RGB", (9000, 9000)).save(buffer, "PNG")
 decode(open(sys.argv[1], "rb").read())
@@ -336,3 +338,40 @@ def test_less_usual_suffixes(tmp_path, suffix, kind):
     Image.new("RGB", (8, 8), "blue").save(path, kind, **frames)
     assert images.find_images(tmp_path) == [path.name]
     np.testing.assert_allclose(images.decode(path)[4, 4], [0, 0, 255], atol=6)
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK", "P", "RGBA", "EXIF", "progressive", "large", "sRGB", "profile"])
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_scaling_while_decoding_gives_what_scaling_afterwards_does(kind, keep_aspect):
+    """To the bit, whatever the file is like: it is a shorter way to the same picture."""
+    width, height = (1300, 900) if kind == "large" else (75, 50)
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    image, options = Image.fromarray(noise), {}
+    if kind in ("L", "CMYK", "P", "RGBA"):
+        image = image.convert(kind)
+    if kind == "EXIF":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options = {"exif": exif}
+    if kind in ("sRGB", "profile"):
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        # Of other primaries: as a photo for a wide gamut, it is brought to sRGB before it is scaled.
+        options = {"icc_profile": profile if kind == "sRGB" else profile.replace(b"sRGB", b"wide")}
+    file = io.BytesIO()
+    image.save(file, "PNG" if kind in ("P", "RGBA") else "JPEG", progressive=kind == "progressive", **options)
+    raw = Raw(32, keep_aspect)
+    whole = images.decode_photo(file.getvalue(), min_side=32)
+    small = images.decode_photo(file.getvalue(), min_side=32, shape=raw.shape)
+    np.testing.assert_array_equal(small.image, raw.scale(whole.image))
+    assert (small.height, small.width) == (whole.height, whole.width)
+    assert small.image.shape[:2] == raw.shape(*whole.image.shape[:2])
+
+
+def test_a_sequential_jpeg_is_not_searched_for_scans():
+    """That takes as long as a tenth of decoding it; one of several scans is, whatever it pretends in a thumbnail."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
+    for progressive, several in ((False, False), (True, True)):
+        file = io.BytesIO()
+        noise.save(file, "JPEG", progressive=progressive)
+        with Image.open(io.BytesIO(file.getvalue())) as image:
+            assert images._may_have_scans(image, file.getvalue()) == several

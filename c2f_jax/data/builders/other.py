@@ -11,6 +11,7 @@ from absl import logging
 
 from c2f_jax import storage
 from c2f_jax.data import images
+from c2f_jax.data.raw import Raw
 from c2f_jax.errors import UserError
 
 FIELDS = {"image": "image", "label": "label", "box": "", "train": "train", "validation": "", "test": "test"}
@@ -41,11 +42,19 @@ class Part:
         return np.array(turned, int).reshape(-1, 2)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._example(index, None)
+
+    def scaled(self, index: int, raw: Raw) -> dict[str, Any]:
+        """As of `sources.scaled`."""
+        return self._example(index, raw.shape)
+
+    def _example(self, index: int, shape: images.Shape | None) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         record = self._records[index]
         try:
-            image = images.decode(_at(record, self._fields["image"]), min_side=self._min_side)
+            photo = _at(record, self._fields["image"])
+            image = images.decode_photo(photo, min_side=self._min_side, shape=shape).image
         except images.UnreadableImage as error:
             raise UserError(f"record {index} of the data set cannot be read ({error}); prepare it again") from error
         example = {"image": image, "label": int(_at(record, self._fields["label"])), "index": index}

@@ -30,6 +30,7 @@ from c2f_jax.data.builders import layout
 from c2f_jax.data.builders.fetch import Track
 from c2f_jax.data.builders.files import Files
 from c2f_jax.data.builders.layout import Annotations, Dataset, Photo
+from c2f_jax.data.raw import Raw
 from c2f_jax.errors import UserError, as_text
 
 VERSION = "2.0.0"  # of what is written
@@ -67,13 +68,22 @@ class Records:
         return self._sizes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._example(index, None)
+
+    def scaled(self, index: int, raw: Raw) -> dict[str, Any]:
+        """As of `sources.scaled`."""
+        return self._example(index, raw)
+
+    def _example(self, index: int, raw: Raw | None) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         record = self._records[int(self._order[index])]
-        photo = images.decode_photo(record["image"], min_side=self._min_side)
+        shape = raw.shape if raw is not None and not self._banner else None
+        photo = images.decode_photo(record["image"], min_side=self._min_side, shape=shape)
         image = photo.image
         if self._banner:  # it may have been decoded at a half of its size
             image = image[: round(image.shape[0] * (1 - self._banner / photo.height))]
+            image = image if raw is None else raw.scale(image)
         example = {
             "image": image,
             "label": int(self._labels[index]),

@@ -1,0 +1,182 @@
+"""Photos from disk to batches: this package's pipeline, the bare decoder, and PyTorch's DataLoader, side by side.
+
+python -m benchmarks.input [--rounds 5] [--seconds 2]     # the DataLoader needs the extra `bench`
+
+JPEG files of 500 x 375 and of 2000 x 1500 pixels become uint8 batches of 32 images of 448 x 448, on one core and on
+two. `bare` is the limit: one loop a core that reads a file, decodes it at the scale that the pipeline decodes it at,
+resizes it and lays it into a batch, and does nothing else. `dataloader` is what PyTorch's users write: Pillow, full
+size, resize, default collation, a worker a core (or, if that is faster on one core, none). The three take turns in one
+process; a line holds the median of the rounds in images a second and a core, and the median of the rounds' ratios.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIZES = ((500, 375), (2000, 1500))
+SIDE, BATCH, FILES = 448, 32, 96
+
+
+def write_photos(folder: Path, width: int, height: int) -> None:
+    """Soft blobs under grain, at a quality as cameras' and of about as many bytes as photos have."""
+    random = np.random.default_rng(0)
+    for index in range(FILES):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
+        soft = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        grain = random.normal(0.0, 6.0, (height, width, 1)).astype(np.float32)
+        place = folder / ("odd", "even")[index % 2] / f"{index:03d}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8)).save(place, quality=90)
+
+
+def ours(folder: Path, cores: int) -> Iterator[int]:
+    """Images of each batch, without end."""
+    from c2f_jax.data.photos import Photos
+    from c2f_jax.data.pipeline import training_batches
+    from c2f_jax.data.raw import Raw
+    from c2f_jax.data.splitting import Item
+
+    del cores  # it takes those that the process may use
+    items = [Item(str(path.relative_to(folder)), 0) for path in sorted(folder.rglob("*.jpg"))]
+    raw = Raw(SIDE, keep_aspect=False)
+    settings = {"seed": 0, "start": 0, "process": 0, "processes": 1}
+    for batch in training_batches(Photos(folder, items, SIDE), batch_size=BATCH, raw=raw, **settings):
+        yield len(batch["image"])
+
+
+def bare(folder: Path, cores: int) -> Iterator[int]:
+    """The same from a loop a core."""
+    paths = sorted(folder.rglob("*.jpg"))
+
+    def work(start: int) -> np.ndarray:
+        batch = np.empty((BATCH, SIDE, SIDE, 3), np.uint8)
+        for row in range(BATCH):
+            with Image.open(paths[(start + row) % len(paths)]) as image:
+                image.draft(None, (2 * SIDE, 2 * SIDE))
+                batch[row] = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+        return batch
+
+    starts = itertools.count(step=BATCH)
+    if cores == 1:
+        for start in starts:
+            yield len(work(start))
+    with ThreadPoolExecutor(cores) as executor:
+        waiting = [executor.submit(work, next(starts)) for _ in range(2 * cores)]
+        try:
+            while True:
+                yield len(waiting.pop(0).result())
+                waiting.append(executor.submit(work, next(starts)))
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+class _Files:
+    """A Dataset."""
+
+    def __init__(self, folder: Path):
+        self.paths = sorted(folder.rglob("*.jpg"))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Any:
+        import torch
+
+        with Image.open(self.paths[index]) as image:
+            small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(small)), 0
+
+
+def dataloader(folder: Path, workers: int) -> Iterator[int]:
+    """The same from PyTorch."""
+    import torch
+
+    torch.set_num_threads(1)
+    loader = torch.utils.data.DataLoader(
+        _Files(folder), batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    while True:
+        for images, _ in loader:
+            yield len(images)
+
+
+def rate(batches: Iterator[int], seconds: float) -> float:
+    """Images a second, over about so many seconds and whole batches."""
+    began, count = time.perf_counter(), 0
+    while (took := time.perf_counter() - began) < seconds:
+        count += next(batches)
+    return count / took
+
+
+def measure(folder: Path, size: tuple[int, int], cores: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """One line."""
+    makers: dict[str, Callable[[], Iterator[int]]] = {
+        "ours": lambda: ours(folder, cores),
+        "bare": lambda: bare(folder, cores),
+    }
+    try:
+        import torch  # noqa: F401
+
+        makers["dataloader"] = lambda: dataloader(folder, cores)
+        if cores == 1:
+            makers["dataloader, no worker"] = lambda: dataloader(folder, 0)
+    except ImportError:
+        pass
+    rates: dict[str, list[float]] = {name: [] for name in makers}
+    for _ in range(rounds):
+        for name, make in makers.items():
+            # Anew each time: one that reads ahead would work while another one is timed.
+            batches = make()
+            rate(batches, seconds / 4)
+            rates[name].append(rate(batches, seconds))
+            if isinstance(batches, Iterator) and hasattr(batches, "close"):
+                batches.close()
+    torch_rates = [max(pair) for pair in zip(*(rates[name] for name in rates if "loader" in name), strict=True)]
+    line: dict[str, Any] = {"case": "input", "width": size[0], "height": size[1], "cores": cores, "rounds": rounds}
+    line |= {f"{name}, images/s/core": round(statistics.median(found) / cores, 1) for name, found in rates.items()}
+    line["ours/bare"] = _ratio(rates["ours"], rates["bare"])
+    line["ours/dataloader"] = _ratio(rates["ours"], torch_rates) if torch_rates else None
+    return line
+
+
+def _ratio(ones: list[float], others: list[float]) -> float:
+    return round(statistics.median(one / other for one, other in zip(ones, others, strict=True)), 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--cores", type=int, help="measure here, on so many cores of this process")
+    options = parser.parse_args()
+    if options.cores is None:
+        # A process for each number of cores: libraries count them once.
+        for cores in (1, 2):
+            words = ["--rounds", str(options.rounds), "--seconds", str(options.seconds), "--cores", str(cores)]
+            subprocess.run([sys.executable, "-m", "benchmarks.input", *words], check=True)
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+    with tempfile.TemporaryDirectory() as root:
+        for size in SIZES:
+            folder = Path(root) / f"{size[0]}"
+            write_photos(folder, *size)
+            print(json.dumps(measure(folder, size, options.cores, options.rounds, options.seconds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
