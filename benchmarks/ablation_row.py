@@ -104,17 +104,17 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
     side, chosen_by = choose_side(run, central)
     validation, test = (measure(run.evaluation_batches(part), own) for part in (run.splits.validation, run.splits.test))
     fixed = measure(run.evaluation_batches(run.splits.test), partial(central, side))
-    mapping = params.get("inverse_mapping")
+    mapping = params.get("inverse_mapping", {})
     known, resized, kappa, by_kappa = None, None, None, {}
     if "box" in run.splits.test[0]:
         at_object = partial(jax.jit(partial(look_at_object, run.task)), params, batch_stats)
         known = measure(run.evaluation_batches(run.splits.test), at_object)
-        if mapping is not None:
+        if "kappa" in mapping:
             at_kappa = partial(jax.jit(partial(look_at_attention, run.task)), params, batch_stats)
             kappa, by_kappa = choose_kappa(run, at_kappa)
             resized = measure(run.evaluation_batches(run.splits.test), partial(at_kappa, kappa))
     soft = None
-    if run.task.test_region not in (None, learned_region):
+    if config.method == "wsdan":
         at_attention = partial(jax.jit(partial(look_at, run.task, region=learned_region)), params, batch_stats)
         soft = measure(run.evaluation_batches(run.splits.test), at_attention)
     shared = None
@@ -137,7 +137,7 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         "seconds": results["seconds"],
         "train_views": sum(stage.steps * views_of(stage.name, config) for stage in run.stages) * per_step,
         "parameters": results["parameters"],
-        "kappa": None if mapping is None else float(jax.nn.softplus(mapping["kappa"])),
+        "kappa": float(jax.nn.softplus(mapping["kappa"])) if "kappa" in mapping else None,
         "overlap_at_start": overlap_at_start(run),
         "history": history(workdir),
         "max_box_accuracy": boxes,
@@ -250,7 +250,7 @@ def look_at_centre(
 ) -> tuple[Sums, dict[str, jax.Array]]:
     """`look_at` the middle of the coarse view, `side` of it long (an argument: compiled once)."""
     boxes = central_boxes(jnp.full((len(batch["label"]), 2), side))
-    return look_at(task, params, batch_stats, batch, region=lambda out: boxes)
+    return look_at(task, params, batch_stats, batch, region=lambda out, view: compose(view, boxes))
 
 
 def look_at_attention(
@@ -265,7 +265,8 @@ def look_at_object(
     task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
 ) -> tuple[Sums, dict[str, jax.Array]]:
     """`look_at` the object's annotated box: what a perfect localisation would give this network."""
-    return look_at(task, params, batch_stats, batch, region=lambda out: object_boxes(task, batch))
+    boxes = object_boxes(task, batch)
+    return look_at(task, params, batch_stats, batch, region=lambda out, view: compose(view, boxes))
 
 
 def object_boxes(task: Task, batch: dict[str, jax.Array]) -> jax.Array:

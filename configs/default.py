@@ -79,6 +79,12 @@ def get_config() -> ml_collections.ConfigDict:
     region.background = 0.0  # share of its mean that does: the larger of the two (ours)
     # How far right and down of what it shows a cell of the backbone's maps lies, in cells (benchmarks/geometry.py).
     region.cell_offset = 0.0
+    # Side of the second look, a square at the likeliest place, fraction of the raw image; 0: as large as the attention
+    # is wide (ours).
+    region.side = 0.0
+    # Weight of a table of what each place of a training photo tells of its label, which teaches the region of
+    # coarse2fine; 0: none. Needs region.side (ours).
+    region.teach = 0.0
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.center_weight = 1.0  # lambda (WS-DAN)
@@ -99,9 +105,10 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.fine_factor = 1.0  # factor on all of it in the fine stage (ours)
     optimizer.momentum = 0.9  # (WS-DAN)
     optimizer.weight_decay = 1e-5  # (WS-DAN)
-    optimizer.clip_norm = 5.0  # on the gradient's global norm; 0 for none (ours: the box path needs it)
-    optimizer.schedule = "cosine"  # to 0 at a stage's end, or exponential
-    optimizer.warmup_epochs = 0.0  # linear rise at a stage's start
+    optimizer.clip_norm = 0.0  # on the gradient's global norm; 0 for none (WS-DAN)
+    optimizer.schedule = "cosine"  # to 0 at its end, or exponential
+    optimizer.restart = True  # the schedule starts again with the fine stage; or else one goes over both stages
+    optimizer.warmup_epochs = 0.0  # linear rise at the schedule's start
     optimizer.decay_rate = 0.9  # exponential: factor (WS-DAN)
     optimizer.decay_epochs = 2.0  # exponential: every so many epochs (WS-DAN)
 

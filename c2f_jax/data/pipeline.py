@@ -25,6 +25,7 @@ DTYPES = {
     "box": np.float32,
     "parts": np.float32,
     "part_visible": np.float32,
+    "evidence": np.float32,
 }
 READ_AHEAD = 256 << 20  # bytes of batches, but never less than two batches
 
@@ -70,6 +71,23 @@ class InMemory:
         if self._memory.take(example["image"].nbytes):
             self._kept[index] = example
         return example
+
+
+class With:
+    """A source whose examples hold one thing more: `name`, of `values` [N, ...]."""
+
+    def __init__(self, source: Source, name: str, values: np.ndarray):
+        self._source, self._name, self._values = source, name, values
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[index] | {self._name: self._values[index]}
+
+    def scaled(self, index: int, raw: Raw) -> dict[str, Any]:
+        """As of `sources.scaled`."""
+        return scaled(self._source, index, raw) | {self._name: self._values[index]}
 
 
 def _read_options(batch_bytes: int) -> grain.ReadOptions:
@@ -118,24 +136,28 @@ def training_batches(
     return iter(shares.to_iter_dataset(_read_options(share * 3 * raw.size**2)))
 
 
-def evaluation_batches(source: Source, *, batch_size: int, raw: Raw, process: int, processes: int) -> Iterator[Batch]:
+def evaluation_batches(
+    source: Source, *, batch_size: int, raw: Raw, process: int, processes: int, whole: int = 0
+) -> Iterator[Batch]:
     """This process's share of every example once, in order, at the middle of its photo; the last batch is filled up.
 
-    As of `training_batches`, without `place` and `row`; `mask` float32 [b] is 1 for an example and 0 for filling. All
-    processes get the same number of batches.
+    As of `training_batches`, without `place` and `row`; `mask` float32 [b] is 1 for an example and 0 for filling; with
+    `whole`, `photo` uint8 [b, whole, whole, 3] is all of the photo, squeezed. All processes get the same number of
+    batches.
     """
     steps = -(-len(source) // batch_size)
 
     def arrays(position: int) -> dict[str, np.ndarray]:
         valid = position < len(source)
         # Beyond the end any example will do: it has the right shapes.
-        return _to_arrays(scaled(source, position if valid else 0, raw), raw, MIDDLE) | {
-            "mask": np.asarray(valid, np.float32)
-        }
+        index = position if valid else 0
+        photo = {"photo": scaled(source, index, Raw(whole, False))["image"]} if whole else {}
+        mask = np.asarray(valid, np.float32)
+        return _to_arrays(scaled(source, index, raw), raw, MIDDLE) | photo | {"mask": mask}
 
     share = batch_size // processes
     shares = grain.MapDataset.range(steps * batch_size).map(arrays).batch(share)[process::processes]
-    return iter(shares.to_iter_dataset(_read_options(share * 3 * raw.size**2)))
+    return iter(shares.to_iter_dataset(_read_options(share * 3 * max(raw.size, whole) ** 2)))
 
 
 class ImageFile(NamedTuple):

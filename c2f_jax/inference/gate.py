@@ -49,7 +49,7 @@ def first_look(
     if "attention_maps" in seen.out:
         said["attention"] = attention_over_image(seen._replace(box=compose(batch["window"], seen.box)), HEAT_SIZE)
     if task.test_region is not None:
-        said["region"] = compose(seen.box, task.test_region(seen.out))
+        said["region"] = task.test_region(seen.out, seen.box)
     return said
 
 

@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.kernels import bilinear_attention_pooling, region_distribution, soft_box
+from c2f_jax.kernels import bilinear_attention_pooling
 from c2f_jax.layers.conv import Conv
 from c2f_jax.layers.norm import BatchNorm
+from c2f_jax.models.inverse_mapping import InverseMapping
 
 Outputs = dict[str, jax.Array]
 
@@ -24,8 +25,8 @@ BOX_GRADIENTS = ("none", "mapping", "all")
 
 
 @jax.custom_jvp
-def scale_gradient(x: jax.Array, scale: float) -> jax.Array:
-    """The identity whose gradient is multiplied by `scale`. x: any shape; scale: a number, not differentiated."""
+def scale_gradient(x: Any, scale: float) -> Any:
+    """The identity whose gradient is multiplied by `scale`. x: arrays; scale: a number, not differentiated."""
     del scale
     return x
 
@@ -33,7 +34,7 @@ def scale_gradient(x: jax.Array, scale: float) -> jax.Array:
 @scale_gradient.defjvp
 def _scale_gradient_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
     (x, scale), (x_dot, _) = primals, tangents
-    return x, x_dot * jnp.asarray(scale, x.dtype)
+    return x, jax.tree.map(lambda dot: dot * jnp.asarray(scale, dot.dtype), x_dot)
 
 
 class Attention(nn.Module):
@@ -70,54 +71,6 @@ class Attention(nn.Module):
         return nn.relu(norm(x))
 
 
-class InverseMapping(nn.Module):
-    """From attended feature maps back to the informative region of the view (ours, in the abstract's terms).
-
-    ``u = conv3x3(relu(conv1x1(concat(A, mean(A) * conv1x1(F)))))`` shifts the attention's own distribution
-    ``q = softmax(log(relu(mean(A) - low) + eps) + u)``; the box is q's mean and ``2 kappa`` standard deviations per
-    axis. The last layer starts at zero: at first the region is the attention's own, and learning can only move it
-    from there.
-
-    Attributes:
-        min_side, max_side, temperature: smooth limits of the sides, in fractions of the view.
-        kappa_init: kappa at the start; sqrt(3) makes the box of a uniform block that block.
-        floor, background: shares of the mean map's maximum and mean that count as background; the larger is `low`.
-        cell_offset: how far right and down of what it shows a cell of the feature maps lies, in cells.
-        dtype: compute dtype of the score head; the distribution and the box are float32 or wider.
-    """
-
-    min_side: float = 0.3
-    max_side: float = 1.0
-    temperature: float = 0.05
-    kappa_init: float = 3.0**0.5
-    floor: float = 0.0
-    background: float = 0.0
-    cell_offset: float = 0.0
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, feature_maps: jax.Array, attention_maps: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """feature_maps [B, h, w, N], attention_maps [B, h, w, M] -> (q [B, h, w], box [B, 4] in view coordinates)."""
-        mean_attention = jnp.mean(attention_maps, axis=-1)
-        attended = mean_attention[..., None] * Conv(64, (1, 1), dtype=self.dtype, name="project")(feature_maps)
-        x = jnp.concatenate([attention_maps, attended], axis=-1)
-        x = nn.relu(Conv(16, (1, 1), use_bias=True, dtype=self.dtype, name="mix")(x))
-        zeros = nn.initializers.zeros
-        score = Conv(1, (3, 3), padding=1, use_bias=True, kernel_init=zeros, dtype=self.dtype, name="score")(x)
-        q = region_distribution(mean_attention, score[..., 0], floor=self.floor, background=self.background)
-        # kappa = softplus(kappa') stays positive for every kappa'.
-        raw_kappa = self.param("kappa", nn.initializers.constant(jnp.log(jnp.expm1(self.kappa_init))), ())
-        box = soft_box(
-            q,
-            jax.nn.softplus(raw_kappa),
-            min_side=self.min_side,
-            max_side=self.max_side,
-            temperature=self.temperature,
-            cell_offset=self.cell_offset,
-        )
-        return q, box
-
-
 class AttentionNetwork(nn.Module):
     """Backbone, attention, BAP head and inverse mapping.
 
@@ -128,10 +81,11 @@ class AttentionNetwork(nn.Module):
         attention_init: see `Attention`.
         feature_channels: project F to that many channels by a 1x1 convolution first; 0 keeps them.
         feature_scale: s in ``logits = W(s f) + b`` (WS-DAN: 100); the learning rate of W goes with 1/s^2.
-        box_gradient: how far the fine look's gradient goes through its box: "none" (box detached), "mapping" (kappa
-            and the score head learn, nothing below them) or "all" (attention and backbone too).
-        box_gradient_scale: factor on the gradient that enters the box.
-        min_side, max_side, kappa_init, floor, background, cell_offset: see `InverseMapping`.
+        box_gradient: how far what the second look teaches goes: "none" (nothing is taught), "mapping" (the inverse
+            mapping learns, nothing below it) or "all" (attention and backbone too).
+        box_gradient_scale: factor on the gradient that enters the box; with a `side`, that enters the inverse mapping's
+            inputs.
+        min_side, max_side, kappa_init, floor, background, cell_offset, side: see `InverseMapping`.
         dtype: compute dtype; pooling, norms and boxes stay in float32 or wider.
         axis_name: device axis over which batch statistics are shared (pmap), or None.
     """
@@ -150,6 +104,7 @@ class AttentionNetwork(nn.Module):
     floor: float = 0.0
     background: float = 0.0
     cell_offset: float = 0.0
+    side: float = 0.0
     dtype: Any = None
     axis_name: str | None = None
 
@@ -163,7 +118,7 @@ class AttentionNetwork(nn.Module):
 
         Returns:
             logits [B, C] and a dict: `feature_maps` [B, h, w, N], `attention_maps` [B, h, w, M], `pooled` [B, M * N],
-            `region` q [B, h, w] and `box` [B, 4] in view coordinates.
+            and what `InverseMapping` returns, in view coordinates.
         """
         if self.box_gradient not in BOX_GRADIENTS:
             raise ValueError(f"box_gradient must be one of {BOX_GRADIENTS}, got {self.box_gradient!r}")
@@ -179,31 +134,35 @@ class AttentionNetwork(nn.Module):
         mapped_maps = self.perturb("attention_by_box", attention_maps)
 
         pooled = bilinear_attention_pooling(feature_maps, pooled_maps)
-        logits = nn.Dense(self.num_classes, dtype=pooled.dtype, name="head")(self.feature_scale * pooled)
+        head = nn.Dense(self.num_classes, dtype=pooled.dtype, precision=jax.lax.Precision.HIGHEST, name="head")
+        logits = head(self.feature_scale * pooled)
 
         mapping_inputs = (feature_maps, mapped_maps)
         if self.box_gradient != "all":
             mapping_inputs = jax.lax.stop_gradient(mapping_inputs)
-        region, box = InverseMapping(
+        elif self.side:
+            mapping_inputs = scale_gradient(mapping_inputs, self.box_gradient_scale)
+        mapped = InverseMapping(
             self.min_side,
             self.max_side,
             kappa_init=self.kappa_init,
             floor=self.floor,
             background=self.background,
             cell_offset=self.cell_offset,
+            side=self.side,
             dtype=self.dtype,
             name="inverse_mapping",
         )(*mapping_inputs)
-        box = (
-            jax.lax.stop_gradient(box) if self.box_gradient == "none" else scale_gradient(box, self.box_gradient_scale)
-        )
+        if self.box_gradient == "none":
+            mapped = jax.lax.stop_gradient(mapped)
+        elif not self.side:
+            mapped["box"] = scale_gradient(mapped["box"], self.box_gradient_scale)
 
         return logits, {
             "feature_maps": feature_maps,
             "attention_maps": attention_maps,
             "pooled": pooled,
-            "region": region,
-            "box": box,
+            **mapped,
         }
 
 
@@ -223,5 +182,6 @@ class PooledNetwork(nn.Module):
         """view [B, S, S, 3] -> logits [B, C] and {`feature_maps` [B, h, w, N]}."""
         feature_maps = self.backbone(view, train=train)
         pooled = jnp.mean(feature_maps.astype(jnp.promote_types(feature_maps.dtype, jnp.float32)), axis=(-3, -2))
-        logits = nn.Dense(self.num_classes, dtype=pooled.dtype, name="head")(pooled)
+        head = nn.Dense(self.num_classes, dtype=pooled.dtype, precision=jax.lax.Precision.HIGHEST, name="head")
+        logits = head(pooled)
         return logits, {"feature_maps": feature_maps}

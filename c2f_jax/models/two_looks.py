@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from c2f_jax.kernels import compose, crop_and_resize, resize_maps, threshold_box
 
-Region = Callable[[dict[str, jax.Array]], jax.Array]  # outputs of the coarse look -> boxes [B, 4] in its coordinates
+# Outputs of the coarse look, its boxes [B, 4] -> where to look again [B, 4]; boxes in raw coordinates, oriented alike.
+Region = Callable[[dict[str, jax.Array], jax.Array], jax.Array]
 Prepare = Callable[[jax.Array], jax.Array]  # a view with values 0..255 -> what the network takes
 
 
@@ -40,15 +41,26 @@ def central_boxes(sides: jax.Array) -> jax.Array:
     return jnp.concatenate([0.5 - 0.5 * sides, 0.5 + 0.5 * sides], axis=-1)
 
 
-def learned_region(out: dict[str, jax.Array]) -> jax.Array:
-    """The inverse mapping's box [B, 4]."""
-    return out["box"]
+def learned_region(out: dict[str, jax.Array], coarse_box: jax.Array, *, side: float = 0.0) -> jax.Array:
+    """The inverse mapping's box [B, 4]; with a `side` the square at its place."""
+    return square_at(out["place"], coarse_box, side=side) if side else compose(coarse_box, out["box"])
 
 
-def threshold_region(out: dict[str, jax.Array], *, size: int) -> jax.Array:
+def square_at(place: jax.Array, coarse_box: jax.Array, *, side: float) -> jax.Array:
+    """Squares [B, 4] in raw coordinates, moved into the raw image where they would reach beyond it.
+
+    place: (y, x) [B, 2] of their centres in the coordinates of coarse_box [B, 4]; side: a fraction of the raw image.
+    """
+    start, end = coarse_box[:, :2], coarse_box[:, 2:]
+    centre = jnp.clip(start + place * (end - start), 0.5 * side, 1.0 - 0.5 * side)
+    half = 0.5 * side * jnp.sign(end - start)
+    return jnp.concatenate([centre - half, centre + half], axis=-1)
+
+
+def threshold_region(out: dict[str, jax.Array], coarse_box: jax.Array, *, size: int) -> jax.Array:
     """WS-DAN's region at test time: the mean map, resized to `size`, at 0.1 of its maximum, padded by 0.05. [B, 4]"""
     mean_map = resize_maps(jnp.mean(out["attention_maps"], axis=-1), size)
-    return threshold_box(mean_map, 0.1, padding=0.05)
+    return compose(coarse_box, threshold_box(mean_map, 0.1, padding=0.05))
 
 
 def see(
@@ -106,7 +118,7 @@ def two_looks(
         batch_stats: {"coarse": ..., "fine": ...}: each kind of view has running statistics of its own.
         raw: uint8 images [B, R, R, 3].
         coarse_box: oriented boxes [B, 4] in raw coordinates.
-        region: rule from the coarse look's outputs to boxes in the coarse view's coordinates; None looks once.
+        region: rule for where to look again; None looks once.
         view_size: S.
         prepare: turns views with values 0..255 into the network's input; the same for both looks.
         train: as in the network.
@@ -118,7 +130,7 @@ def two_looks(
     shown: dict[str, Any] = {"view_size": view_size, "prepare": prepare, "train": train}
     looks = {"coarse": look(network, params, batch_stats["coarse"], raw, coarse_box, **shown, **collections)}
     if region is not None:
-        fine_box = compose(coarse_box, region(looks["coarse"].out))
+        fine_box = region(looks["coarse"].out, coarse_box)
         looks["fine"] = look(network, params, batch_stats["fine"], raw, fine_box, **shown)
     return looks
 

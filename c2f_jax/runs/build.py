@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from c2f_jax.console import tell
 from c2f_jax.data import pipeline
@@ -44,6 +45,10 @@ def check(config: Any) -> None:
             f"region.min_side={region.min_side} must be less than region.max_side={region.max_side}: "
             "they are the limits of the second look's sides"
         )
+    if region.teach and not region.side:
+        raise UserError(
+            f"region.teach={region.teach} compares places: give the second look a side, --config.region.side=0.4"
+        )
     strides = output_strides(model.backbone)
     if model.output_stride not in (0, *strides):
         raise UserError(
@@ -60,6 +65,11 @@ def check(config: Any) -> None:
         raise UserError("model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
 
 
+def stage_lengths(config: Any) -> tuple[str, ...]:
+    """The fields of `stages` that a method heeds."""
+    return ("coarse_epochs", "fine_epochs") if config.method in TWO_STAGES else ("coarse_epochs",)
+
+
 def check_training(config: Any) -> None:
     """Raises UserError for values that nobody could train with on these devices."""
     fields.check(config)
@@ -74,12 +84,15 @@ def check_training(config: Any) -> None:
         )
     if augment.saturation[0] > augment.saturation[1]:
         raise UserError(f"augment.saturation={augment.saturation} must be (lowest, highest) factor")
-    for name in ("coarse_epochs", "fine_epochs") if config.method in TWO_STAGES else ("coarse_epochs",):
-        if 0.0 < stages[name] < optimizer.warmup_epochs:
+    lengths = {name: stages[name] for name in stage_lengths(config)}
+    if not optimizer.restart:
+        lengths = {" + ".join(lengths): sum(lengths.values())}
+    for name, length in lengths.items():
+        if 0.0 < length < optimizer.warmup_epochs:
             raise UserError(
-                f"optimizer.warmup_epochs={optimizer.warmup_epochs} is longer than a stage, stages.{name}="
-                f"{stages[name]}, which would never reach its learning rate; "
-                f"try --config.optimizer.warmup_epochs={stages[name] / 10:g}"
+                f"optimizer.warmup_epochs={optimizer.warmup_epochs} is longer than what it starts, stages.{name}="
+                f"{length}, which would never reach its learning rate; "
+                f"try --config.optimizer.warmup_epochs={length / 10:g}"
             )
     parallel.check_batch_size("train.batch_size", train.batch_size)
     share = train.batch_size // parallel.device_count()
@@ -120,16 +133,18 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
             floor=region.floor,
             background=region.background,
             cell_offset=region.cell_offset,
+            side=region.side,
             dtype=dtype,
             axis_name=axis_name,
         )
     colour = config.augment.brightness > 0 or tuple(config.augment.saturation) != (1.0, 1.0)
+    learned = partial(learned_region, side=region.side)
     test_regions = {
         "baseline": None,
-        "attention": learned_region,  # its score head never learns: the attention's own box, the control to beat
+        "attention": learned,  # its score head never learns: the attention's own box, the control to beat
         "wsdan": partial(threshold_region, size=model.view_size),
-        "coarse2fine": learned_region,
-        "random_box": learned_region,  # untrained, as with attention
+        "coarse2fine": learned,
+        "random_box": learned,  # untrained, as with attention
     }
     return losses.Task(
         network=network,
@@ -152,6 +167,9 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
         center_rate=config.loss.center_rate,
         test_side=config.augment.test_side,
         test_region=test_regions[config.method],
+        side=region.side,
+        cell_offset=region.cell_offset,
+        teach=region.teach,
     )
 
 
@@ -171,16 +189,23 @@ def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
     def steps_of(epochs: float) -> int:
         return round(epochs * train_size / batch_size)
 
+    total = sum(steps_of(config.stages[name]) for name in stage_lengths(config))
+
     def stage(name: str, start: int, epochs: float, loss: Any, *, factor: float = 1.0, probe: bool = False) -> Stage:
         steps = steps_of(epochs)
-        schedule = make_schedule(
+        begun = 0 if settings.restart else start
+        whole = make_schedule(
             settings.schedule,
             learning_rate=factor * settings.learning_rate,
-            steps=steps,
+            steps=steps if settings.restart else total,
             warmup_steps=steps_of(settings.warmup_epochs),
             decay_rate=settings.decay_rate,
             decay_steps=max(1, steps_of(settings.decay_epochs)),
         )
+
+        def schedule(count: Any) -> Any:
+            return whole(begun + count)
+
         tx = make_optimizer(
             settings.name,
             schedule,
@@ -194,9 +219,12 @@ def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
     region = config.region
     random_region = partial(losses.random_region, min_side=region.min_side, max_side=region.max_side)
     sampled_crop = partial(losses.sampled_crop_region, size=config.model.view_size)
+    taught: losses.RegionOfKeys = losses.taught_region
+    if region.side:
+        taught = partial(losses.drawn_region, side=region.side, cell_offset=region.cell_offset)
     drop_view = config.loss.drop_view
     fine_losses = {
-        "coarse2fine": partial(losses.fine_loss, region=losses.taught_region, drop_view=drop_view),
+        "coarse2fine": partial(losses.fine_loss, region=taught, drop_view=drop_view),
         "random_box": partial(losses.fine_loss, region=random_region, drop_view=drop_view),
         "wsdan": partial(losses.fine_loss, region=sampled_crop, drop_view=True),
     }
@@ -231,7 +259,7 @@ class Run:
         stages: what to optimise, in order.
         backend: how a step runs on the devices.
         mesh: the devices.
-        drawn: what training batches are drawn from: the training part, or its classes equally often.
+        labels: of the training part, int [N].
     """
 
     config: Any
@@ -240,7 +268,7 @@ class Run:
     stages: tuple[Stage, ...]
     backend: parallel.Backend
     mesh: jax.sharding.Mesh
-    drawn: Source
+    labels: np.ndarray
 
     @property
     def total_steps(self) -> int:
@@ -319,10 +347,20 @@ class Run:
         )
         return _in_dtype(state, self.config.model.dtype)
 
-    def training_batches(self, start: int) -> Any:
-        """Batches of steps `start`, start + 1, ... on the host."""
+    @property
+    def taught_from(self) -> int | None:
+        """The step from which on a table teaches the region; None if none does.
+
+        Published weights can tell places at once, new ones not before the first stage is over.
+        """
+        if self.config.method != "coarse2fine" or not self.config.region.teach:
+            return None
+        return 0 if self.config.model.pretrained or self.config.init_from else self.stages[-1].start
+
+    def training_batches(self, start: int, evidence: np.ndarray | None = None) -> Any:
+        """Batches of steps `start`, start + 1, ... on the host. evidence: [N, G, G] of the training part."""
         return pipeline.training_batches(
-            self.drawn,
+            self._drawn(evidence),
             batch_size=self.config.train.batch_size,
             raw=raw_images(self.config),
             seed=self.config.seed,
@@ -330,6 +368,11 @@ class Run:
             process=processes.index(),
             processes=processes.count(),
         )
+
+    def _drawn(self, evidence: np.ndarray | None) -> Source:
+        """What training batches are drawn from: the training part, or its classes equally often."""
+        train = self.splits.train if evidence is None else pipeline.With(self.splits.train, "evidence", evidence)
+        return Balanced(train, self.labels) if self.config.dataset.class_balanced else train
 
     def evaluation_batches(self, source: Source) -> Iterator[Any]:
         """Every example of `source` once, padded and masked, on the devices."""
@@ -386,14 +429,15 @@ def raw_images(config: Any) -> Raw:
     return Raw(config.dataset.raw_size, config.augment.keep_aspect)
 
 
-def evaluation_batches(config: Any, source: Source, mesh: jax.sharding.Mesh) -> Iterator[Any]:
-    """Every example of `source` once, padded and masked, on the devices."""
+def evaluation_batches(config: Any, source: Source, mesh: jax.sharding.Mesh, **more: int) -> Iterator[Any]:
+    """Every example of `source` once, padded and masked, on the devices; `more` as of the pipeline's."""
     batches = pipeline.evaluation_batches(
         source,
         batch_size=parallel.fitting(config.train.eval_batch_size),
         raw=raw_images(config),
         process=processes.index(),
         processes=processes.count(),
+        **more,
     )
     return (parallel.shard_batch(batch, mesh) for batch in batches)
 
@@ -410,9 +454,7 @@ def build(config: Any) -> Run:
     train, validation = (
         pipeline.InMemory(part, raw_images(config), memory) for part in (splits.train, splits.validation)
     )
-    drawn: Source = train
-    if config.dataset.class_balanced:
-        drawn = Balanced(train, cast(Labelled, splits.train).labels)
+    labels = cast(Labelled, splits.train).labels
     splits = replace(splits, train=train, validation=validation)
     mesh = parallel.make_mesh()
     backend = parallel.make_backend(config.parallel.backend, mesh)
@@ -423,7 +465,7 @@ def build(config: Any) -> Run:
         stages=make_stages(config, train_size=len(splits.train)),
         backend=backend,
         mesh=mesh,
-        drawn=drawn,
+        labels=labels,
     )
 
 

@@ -63,12 +63,13 @@ class Watch:
     def remedy(self) -> str:
         """What to do now; checkpoints that are no longer good are set aside first. All processes call it."""
         aside = self._checkpoints.set_aside_after(self.calm)
-        smaller = f"--config.optimizer.learning_rate={self._config.optimizer.learning_rate / 4:g}"
+        optimizer = self._config.optimizer
+        smaller = f"--config.optimizer.learning_rate={optimizer.learning_rate / 4:g}"
         there = program.flag("workdir", f"{self._workdir}_2")
         if self._checkpoints.latest_step() is None:
             return (
                 f"{aside}; start again in another folder, with smaller steps: {there} {smaller} "
-                "(or --config.optimizer.clip_norm)"
+                f"(or --config.optimizer.clip_norm={optimizer.clip_norm / 4 if optimizer.clip_norm else 5.0:g})"
             )
         start = program.flag("config.init_from", self._workdir)
         return f"{aside}; from its last checkpoint, in another folder, with smaller steps: {start} {there} {smaller}"

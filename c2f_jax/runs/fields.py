@@ -164,6 +164,8 @@ TABLE: dict[str, Field] = {
     "region.floor": _float(0.0, 0.99),
     "region.background": _float(0.0, 1.0),
     "region.cell_offset": _float(-2.0, 2.0),
+    "region.side": _float(0.0, 1.0),
+    "region.teach": _float(0.0, 1e3),
     "loss.center_weight": _float(0.0, 1e3),
     "loss.center_rate": _float(0.0, 1.0),
     "loss.drop_view": _BOOL,
@@ -178,6 +180,7 @@ TABLE: dict[str, Field] = {
     "optimizer.weight_decay": _float(0.0, 10.0),
     "optimizer.clip_norm": _float(0.0, 1e9),
     "optimizer.schedule": _one_of("cosine", "exponential"),
+    "optimizer.restart": _BOOL,
     "optimizer.warmup_epochs": _float(0.0, 1e6),
     "optimizer.decay_rate": _float(1e-3, 1.0),
     "optimizer.decay_epochs": _float(0.01, 1e6),
@@ -197,6 +200,7 @@ MADE_FOR = (
     *("method", "dataset.raw_size", "augment.keep_aspect", "augment.test_side", "augment.mean", "augment.std"),
     *("model.backbone", "model.output_stride", "model.view_size", "model.num_maps", "model.feature_channels"),
     *("model.feature_scale", "region.min_side", "region.max_side", "region.floor", "region.background"),
+    "region.side",
 )
 # What else is heeded then. With which values of the other fields it was trained is not judged again.
 _HEEDED = {

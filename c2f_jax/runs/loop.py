@@ -28,6 +28,7 @@ from c2f_jax.runs import fusion, none_of_these, outcome, parallel, processes
 from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits, raw_images
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
 from c2f_jax.runs.event_files import EventFiles, check_place
+from c2f_jax.runs.evidence import evidence_of
 from c2f_jax.runs.explosion import Watch
 from c2f_jax.runs.held_out import changed_test_part, check_test_part, remember_test_part
 from c2f_jax.runs.interruption import Interruption
@@ -158,7 +159,8 @@ def _train(
         )
         for stage in stages
     }
-    batches = run.training_batches(start)
+    evidence: np.ndarray | None = None
+    batches: Iterator[Any] | None = None
 
     with Reporter(total, start=start, quiet=not first) as report, log:
         report.say(
@@ -243,6 +245,11 @@ def _train(
             stage = stage_at(stages, step)
             if step == stage.start:
                 state = run.backend.put_state(switch_stage(run.backend.get_state(state), stage))
+            if evidence is None and run.taught_from is not None and step >= run.taught_from:
+                whole = run.backend.get_state(state) if step == run.taught_from else None
+                evidence, batches = evidence_of(run, workdir, whole), None
+                window_began = time.perf_counter()
+            batches = batches or run.training_batches(step, evidence)
             asked_for = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked_for

@@ -42,6 +42,9 @@ BEFORE: dict[str, Any] = {
     "dataset.class_balanced": False,
     "dataset.fields": "",
     "train.tensorboard": False,
+    "region.side": 0.0,
+    "region.teach": 0.0,
+    "optimizer.restart": True,
 }
 
 # Whoever takes a field away says here with which value a run was as it is now without: others cannot be trained on.

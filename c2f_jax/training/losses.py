@@ -6,7 +6,6 @@ it is given, so the mean over equal shards is the loss of the global batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from c2f_jax.kernels import center_loss, drop_mask, resize_maps, sample_attention_map, threshold_box
-from c2f_jax.models.two_looks import Look, Region, learned_region, see, two_looks
+from c2f_jax.kernels import center_loss, compose, drop_mask, resize_maps, sample_attention_map, threshold_box
+from c2f_jax.models.inverse_mapping import SHARPNESS
+from c2f_jax.models.two_looks import Look, Region, learned_region, see, square_at, two_looks
 from c2f_jax.training import augment
+from c2f_jax.training.teaching import PART, drawn_place, evidence_at, teaching_loss
 
 Batch = dict[str, jax.Array]
-RegionOfKeys = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
+RegionOfKeys = Callable[[jax.Array, dict[str, jax.Array], jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Task:
         center_rate: beta, of the centres' update.
         test_side: of the central coarse box in evaluation and prediction, a fraction of the raw image's.
         test_region: rule for the second look in evaluation and prediction; None looks once.
+        side: of the second look, a fraction of the raw image; 0 where the region says how large it is.
+        cell_offset: of the feature maps' cells, see `soft_box`.
+        teach: weight of the table's teaching where the batch holds `evidence`.
     """
 
     network: nn.Module
@@ -47,6 +51,9 @@ class Task:
     center_rate: float
     test_side: float
     test_region: Region | None
+    side: float
+    cell_offset: float
+    teach: float
 
 
 class Aux(NamedTuple):
@@ -98,16 +105,29 @@ def _view_metrics(logits: dict[str, jax.Array], labels: jax.Array) -> dict[str, 
 
 
 def _finish(task: Task, state: Any, batch: Batch, logits: dict[str, jax.Array], looks: dict[str, Look]) -> Any:
-    """Mean of the views' cross entropies plus the weighted centre loss of the coarse look."""
+    """Mean of the views' cross entropies plus the weighted losses of the coarse look's centres and region."""
     metrics = _view_metrics(logits, batch["label"])
     loss = jnp.mean(jnp.stack([metrics[f"{name}/loss"] for name in logits]))
     pooled = looks["coarse"].out.get("pooled")
     if pooled is not None:
         metrics["center_loss"] = jnp.mean(center_loss(pooled, state.centers, batch["label"]))
         loss = loss + task.center_weight * metrics["center_loss"]
+    evidence = _evidence(task, batch, looks["coarse"].out, looks["coarse"].box)
+    if evidence is not None:
+        metrics["teaching_loss"] = teaching_loss(looks["coarse"].out["region_logits"], evidence)
+        loss = loss + task.teach * metrics["teaching_loss"]
     # Until there is a fine look, its running statistics follow the coarse ones: that is the copy they start from.
     batch_stats = {"coarse": looks["coarse"].batch_stats, "fine": looks.get("fine", looks["coarse"]).batch_stats}
     return loss, Aux({"loss": loss, **metrics}, batch_stats, pooled)
+
+
+def _evidence(task: Task, batch: Batch, out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array | None:
+    """What the table says of the coarse look's cells [B, h, w], if there is one."""
+    if "evidence" not in batch:
+        return None
+    cells: Any = out["region_logits"].shape[1:]
+    places = {"cells": cells, "side": PART * task.side, "cell_offset": task.cell_offset}
+    return evidence_at(batch["evidence"], batch["window"], coarse_box, **places)
 
 
 def coarse_loss(task: Task, params: Any, probes: Any, state: Any, batch: Batch, keys: jax.Array) -> Any:
@@ -129,32 +149,53 @@ def fine_loss(
 ) -> Any:
     """Two looks: mean of both CEs, and with `drop_view` of a third one, WS-DAN's drop view's, + lambda * L_A.
 
-    region: (keys [B], outputs of the coarse look) -> boxes [B, 4] in its coordinates.
+    region: (keys [B], outputs of the coarse look, its boxes [B, 4]) -> boxes [B, 4], both in raw coordinates.
     """
-    looks = _look_twice(task, params, probes, state, batch, keys, region=partial(region, keys))
+
+    def look_at(out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array:
+        evidence = _evidence(task, batch, out, coarse_box)
+        if evidence is not None:
+            # Where the label was told, given what it is: a classifier learns little of places where nothing is.
+            out = out | {"region_logits": out["region_logits"] + evidence / SHARPNESS}
+        return region(keys, out, coarse_box)
+
+    looks = _look_twice(task, params, probes, state, batch, keys, region=look_at)
     logits = {name: seen.logits for name, seen in looks.items()}
     if drop_view:
         logits["drop"] = _drop_logits(task, params, state, looks["coarse"], keys)
     return _finish(task, state, batch, logits, looks)
 
 
-def taught_region(keys: jax.Array, out: dict[str, jax.Array]) -> jax.Array:
+def taught_region(keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array:
     """The learned box, of Coarse2Fine."""
     del keys
-    return learned_region(out)
+    return learned_region(out, coarse_box)
 
 
-def random_region(keys: jax.Array, out: dict[str, jax.Array], *, min_side: float, max_side: float) -> jax.Array:
+def drawn_region(
+    keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, side: float, cell_offset: float
+) -> jax.Array:
+    """A square of `side` at a place drawn from the learned distribution, so that the classifier sees several."""
+    keys = augment.stream(keys, augment.REGION)
+    place = drawn_place(keys, out["region_logits"], cell_offset=cell_offset, sharpness=SHARPNESS)
+    return square_at(place, coarse_box, side=side)
+
+
+def random_region(
+    keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, min_side: float, max_side: float
+) -> jax.Array:
     """Its control: random squares of the coarse view with sides U(min_side, max_side), keyed by example and step."""
     del out
     region_keys = augment.stream(keys, augment.REGION)
     places = augment.random_places(region_keys)
-    return augment.random_boxes(region_keys, places, min_side=min_side, max_side=max_side, flip=False)
+    boxes = augment.random_boxes(region_keys, places, min_side=min_side, max_side=max_side, flip=False)
+    return compose(coarse_box, boxes)
 
 
-def sampled_crop_region(keys: jax.Array, out: dict[str, jax.Array], *, size: int) -> jax.Array:
+def sampled_crop_region(keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, size: int) -> jax.Array:
     """WS-DAN's: one sampled map, resized to `size`, at a random threshold, padded by 0.1."""
-    return threshold_box(_sampled_map(keys, 0, out, size), _thresholds(keys, 1, 0.4, 0.6), padding=0.1)
+    box = threshold_box(_sampled_map(keys, 0, out, size), _thresholds(keys, 1, 0.4, 0.6), padding=0.1)
+    return compose(coarse_box, box)
 
 
 def _drop_logits(task: Task, params: Any, state: Any, coarse: Look, keys: jax.Array) -> jax.Array:

@@ -137,15 +137,19 @@ def test_weights_come_back(finished, exported):
 
 
 @pytest.mark.parametrize(
-    ("method", "backbone"),
-    [("baseline", "resnet18"), ("wsdan", "resnet10_small"), ("coarse2fine", "efficientnet_lite0")],
+    ("method", "backbone", "side"),
+    [
+        *(("baseline", "resnet18", 0.0), ("wsdan", "resnet10_small", 0.0)),
+        *(("coarse2fine", "efficientnet_lite0", 0.0), ("coarse2fine", "resnet10_small", 0.4)),
+    ],
 )
-def test_other_networks_as_onnx(images, method, backbone):
+def test_other_networks_as_onnx(images, method, backbone, side):
     import onnxruntime
 
     from c2f_jax.inference.onnx_graph import convert
 
     config = tiny_config(method=method, model__backbone=backbone, model__view_size=32, model__num_maps=3)
+    config.region.side = side
     task = make_task(config, num_classes=7, axis_name=None)
     rng = np.random.default_rng(0)
     variables = jax.device_get(jax.jit(lambda: init_variables(jax.random.key(0), task))())

@@ -164,7 +164,9 @@ def test_fine_box_is_composed_in_raw_coordinates():
 
 def test_threshold_region_finds_a_lone_peak():
     maps = jnp.zeros((1, 4, 4, 2)).at[0, 1, 2, :].set(1.0)
-    ymin, xmin, ymax, xmax = np.asarray(threshold_region({"attention_maps": maps}, size=64))[0]
+    ymin, xmin, ymax, xmax = np.asarray(
+        threshold_region({"attention_maps": maps}, jnp.array([[0.0, 0.0, 1.0, 1.0]]), size=64)
+    )[0]
     assert ymin < (1 + 0.5) / 4 < ymax and xmin < (2 + 0.5) / 4 < xmax
     assert (ymax - ymin) < 0.65 and (xmax - xmin) < 0.65
 

@@ -58,6 +58,8 @@ MUST_TRAIN = {
     "model.feature_channels": (0, 1, 4096),
     "model.feature_scale": (1e-3, 1e4),
     "region.box_gradient_scale": (0.0, 1e3),
+    "region.side": (0.0, 1.0),
+    "region.teach": (0.0,),
     "region.min_side": (0.01, 0.99),
     "region.max_side": (1.0,),
     "region.kappa": (0.01, 10.0),
