@@ -53,15 +53,18 @@ def get_config() -> ml_collections.ConfigDict:
     augment.flip = True  # mirror half of the views (WS-DAN)
     augment.brightness = 32 / 255  # shift, fraction of the range (WS-DAN)
     augment.saturation = (0.5, 1.5)  # factor (WS-DAN)
-    augment.mean = (127.5, 127.5, 127.5)  # grey levels; with std: input in [-1, 1] (WS-DAN)
-    augment.std = (127.5, 127.5, 127.5)  # grey levels
+    # Grey levels; input is (pixel - mean) / std. None: those that the weights it begins with were trained with
+    # (docs/backbones.md); from scratch 127.5, for input in [-1, 1] (WS-DAN).
+    augment.mean = None
+    augment.std = None  # as the mean
 
     config.model = model = ml_collections.ConfigDict()
     model.backbone = "resnet50"
-    # Published ImageNet weights of the backbone (timm's or torchvision's names): a safetensors file, or
-    # hf://owner/name[@revision] of the Hugging Face hub; empty: from scratch.
+    # Published weights of the backbone (docs/backbones.md), by timm's, torchvision's, transformers' or their authors'
+    # names: a safetensors file, or hf://owner/name[@revision] of the Hugging Face hub; empty: from scratch.
     model.pretrained = ""
-    model.output_stride = 0  # pixels of the view per feature: 32, 16 (one reduction less); 0: the backbone's own
+    # Pixels of the view per feature: 32, 16 (one reduction less), 14 or 16 (a patch), 8; 0: the backbone's own.
+    model.output_stride = 0
     model.view_size = 448  # pixels, the side S of what the network sees (WS-DAN)
     model.num_maps = 32  # M (WS-DAN)
     model.attention_init = "orthogonal"  # (C2F), or lecun_normal

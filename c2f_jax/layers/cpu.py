@@ -152,6 +152,13 @@ def depthwise(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) 
     return _shifted_sum(_padded(x, padding), kernel, strides)
 
 
+def _sums(images: Sequence[jax.Array]) -> jax.Array:
+    """The channels' sums over images, rows and columns: k times [B, H, W, C] -> [k, C]."""
+    zeros = [jnp.zeros((), image.dtype) for image in images]
+    sums = lax.reduce(images, zeros, lambda a, b: [u + v for u, v in zip(a, b, strict=True)], (1, 2))
+    return jnp.sum(jnp.stack(lax.optimization_barrier(sums)), axis=1)
+
+
 def _depthwise_fwd(x, kernel, strides, padding):
     return depthwise(x, kernel, strides, padding), (x, kernel)
 
@@ -161,14 +168,13 @@ def _depthwise_bwd(strides, padding, saved, out_bar):
     correlate = functools.partial(_shifted_sum, strides=(1, 1))
     x_bar = _image_gradient(correlate, x, kernel, out_bar, strides, padding)
 
-    # One reduction reads image and cotangent once for all of the kernel's pixels. It runs over rows and columns alone,
-    # because XLA CPU spreads over cores and vectors what stays.
+    # One reduction reads image and cotangent once for all of the kernel's pixels, or for those of a row.
+    # It runs over rows and columns alone, because XLA CPU spreads over cores and vectors what stays.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     padded, out_bar = lax.optimization_barrier((_padded(x, padding).astype(wide), out_bar.astype(wide)))
     seen = [image * out_bar for image in _taps(padded, kernel.shape[:2], strides)]
-    zeros = [jnp.zeros((), wide)] * len(seen)
-    sums = lax.reduce(seen, zeros, lambda a, b: [u + v for u, v in zip(a, b, strict=True)], (1, 2))
-    kernel_bar = jnp.sum(jnp.stack(lax.optimization_barrier(sums)), axis=1)
+    at_once = len(seen) if len(seen) <= 25 else kernel.shape[1]
+    kernel_bar = jnp.concatenate([_sums(seen[i : i + at_once]) for i in range(0, len(seen), at_once)])
     return x_bar, kernel_bar.reshape(kernel.shape).astype(kernel.dtype)
 
 

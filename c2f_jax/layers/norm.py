@@ -1,7 +1,7 @@
-"""Batch normalisation with a gradient of its own: one factor and one summand per channel forward, three numbers back.
+"""Layer and batch normalisation, the latter with a gradient of its own.
 
-Left to autodiff, XLA's CPU back end computes mean, variance and normalised values again for each of their uses: the
-gradient then takes about twice as long.
+It has one factor and one summand per channel forward, three numbers back. Left to autodiff, XLA's CPU back end computes
+mean, variance and normalised values again for each of their uses: the gradient then takes about twice as long.
 """
 
 import functools
@@ -12,6 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
+"""Layer normalisation of the last axis, in float32 or wider. Where features lie far from zero, as those of pretrained
+networks do, the fast variance would be a difference of two large numbers."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

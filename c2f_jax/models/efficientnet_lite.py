@@ -17,6 +17,7 @@ tensorflow/tpu, models/official/efficientnet/lite.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -83,16 +84,36 @@ def _depthwise(x: jax.Array, kernel_size: int, stride: int, conv: Callable[..., 
     return conv(channels, kernel_size, strides=stride, groups=channels, kernel_init=depthwise_init, name="conv_dw")(x)
 
 
+def scaled_stages(width: float, depth: float) -> tuple[tuple[int, int, int, int, int], ...]:
+    """Lite0's stages with `width` times as many channels (multiples of 8) and `depth` times as many blocks, rounded up.
+
+    The first and the last stage keep their number of blocks, as the stem and the head keep their width.
+    """
+    last = len(LITE0_STAGES) - 1
+    return tuple(
+        (expansion, _to_eights(width * features), count if i in (0, last) else math.ceil(depth * count), stride, kernel)
+        for i, (expansion, features, count, stride, kernel) in enumerate(LITE0_STAGES)
+    )
+
+
+def _to_eights(channels: float) -> int:
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels else nearest  # never more than a tenth less
+
+
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 as a feature extractor, without the drop-connect and dropout of its training.
+    """EfficientNet-Lite as a feature extractor, without the drop-connect and dropout of its training.
 
     Attributes:
+      width, depth: how much wider and deeper than Lite0 it is.
       output_stride: 32, or 16: the last block with stride 2 then runs at stride 1, with the same weights.
       dtype: compute dtype; parameters and batch statistics stay float32.
       axis_name: the mapped axis over which batch statistics are averaged under `pmap`; None under `jit`, where the
         batch is the global one already.
     """
 
+    width: float = 1.0
+    depth: float = 1.0
     output_stride: int = 32
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -118,8 +139,8 @@ class EfficientNetLite(nn.Module):
             axis_name=self.axis_name,
         )
         x = nn.relu6(norm(name="bn1")(conv(32, 3, strides=2, name="conv_stem")(x)))
-        stride_so_far = 2
-        for stage, (expansion, features, count, stride, kernel_size) in enumerate(LITE0_STAGES):
+        stages, stride_so_far = scaled_stages(self.width, self.depth), 2
+        for stage, (expansion, features, count, stride, kernel_size) in enumerate(stages):
             if stride_so_far == self.output_stride:
                 stride = 1
             stride_so_far *= stride

@@ -1,4 +1,4 @@
-"""ResNet without its classifier: images `[B, H, W, 3]` to the last feature map `[B, H', W', N]`.
+"""ResNet and ResNeXt without their classifier: images `[B, H, W, 3]` to the last feature map `[B, H', W', N]`.
 
 Strides and padding are torchvision's, so converted weights give torchvision's features: zeros on both sides of every
 convolution (3x3 pads 1, the 7x7 stem pads 3), a 3x3 stride-2 max-pool padded by 1, and the stride of a bottleneck in
@@ -14,7 +14,8 @@ Names follow torchvision's keys one by one:
 | `layer2.0.downsample.0`   | `layer2_0/downsample_conv`                     |
 | `layer2.0.downsample.1`   | `layer2_0/downsample_bn`                       |
 
-References: He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385; torchvision.models.resnet.
+References: He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385; Xie et al., Aggregated Residual
+Transformations, arXiv:1611.05431 (ResNeXt); torchvision.models.resnet.
 """
 
 import functools
@@ -36,6 +37,8 @@ class BasicBlock(nn.Module):
     stride: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    groups: int = 1  # of the 3x3 convolutions; a basic block has no other number
+    width_per_group: int = 64
 
     expansion = 1
 
@@ -49,21 +52,26 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and a shortcut: `[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), 4 * width]`."""
+    """1x1, 3x3, 1x1 and a shortcut: `[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), 4 * width]`.
+
+    With `groups` it is ResNeXt's: the 3x3 convolution then is `width * width_per_group / 64 * groups` wide.
+    """
 
     width: int
     stride: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    groups: int = 1
+    width_per_group: int = 64
 
     expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        features = self.width * self.expansion
-        y = self.conv(self.width, 1, name="conv1")(x)
+        features, inner = self.width * self.expansion, self.width * self.width_per_group // 64 * self.groups
+        y = self.conv(inner, 1, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y))
-        y = self.conv(self.width, 3, strides=self.stride, padding=1, name="conv2")(y)
+        y = self.conv(inner, 3, strides=self.stride, padding=1, groups=self.groups, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y))
         y = self.conv(features, 1, name="conv3")(y)
         y = self.norm(name="bn3", scale_init=nn.initializers.zeros_init())(y)
@@ -90,6 +98,7 @@ class ResNet(nn.Module):
       block_counts: blocks in layer1, layer2, ...
       widths: width of each group's 3x3 convolutions; a bottleneck group has 4 times as many output channels.
       group_strides: stride of each group's first block.
+      groups, width_per_group: of the bottlenecks' 3x3 convolutions, ResNeXt's "32x4d"; 1 and 64 are a ResNet.
       stem_width: channels after the first convolution.
       stem_kernel: size of the first convolution (stride 2, padded by half its size).
       stem_pool: whether a 3x3 stride-2 max-pool follows.
@@ -102,6 +111,8 @@ class ResNet(nn.Module):
     block_counts: Sequence[int]
     widths: Sequence[int] = (64, 128, 256, 512)
     group_strides: Sequence[int] = (1, 2, 2, 2)
+    groups: int = 1
+    width_per_group: int = 64
     stem_width: int = 64
     stem_kernel: int = 7
     stem_pool: bool = True
@@ -136,9 +147,10 @@ class ResNet(nn.Module):
         if self.stem_pool:
             x = max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         groups = zip(self.block_counts, self.widths, self.group_strides, strict=True)
+        block = functools.partial(
+            self.block, conv=conv, norm=norm, groups=self.groups, width_per_group=self.width_per_group
+        )
         for group, (count, width, stride) in enumerate(groups, start=1):
             for index in range(count):
-                x = self.block(width, stride if index == 0 else 1, conv=conv, norm=norm, name=f"layer{group}_{index}")(
-                    x
-                )
+                x = block(width, stride if index == 0 else 1, name=f"layer{group}_{index}")(x)
         return x

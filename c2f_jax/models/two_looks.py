@@ -73,7 +73,7 @@ def see(
         logits, out = apply(variables, view, train=False)
         return logits, out, batch_stats
     (logits, out), updated = apply(variables, view, train=True, mutable=["batch_stats"])
-    return logits, out, updated["batch_stats"]
+    return logits, out, updated.get("batch_stats", {})  # a network may have none
 
 
 def look(

@@ -17,12 +17,14 @@ from c2f_jax.data.sources import Balanced, Labelled, Source, Splits, load
 from c2f_jax.data.splitting import compile_pattern
 from c2f_jax.errors import UserError
 from c2f_jax.models.attention_network import AttentionNetwork, PooledNetwork
-from c2f_jax.models.backbones import BACKBONES, output_strides
+from c2f_jax.models.backbones import BACKBONES, output_strides, patch_of, smallest_view
 from c2f_jax.models.pretrained import load_pretrained
+from c2f_jax.models.published import INCEPTION
 from c2f_jax.models.two_looks import learned_region, threshold_region
 from c2f_jax.runs import event_files, fields, parallel, processes
 from c2f_jax.runs.checkpoint import latest_step, read_latest
 from c2f_jax.runs.init_from import Start, choose, told
+from c2f_jax.runs.input_values import tell_of_other_values
 from c2f_jax.runs.workdir import read_class_names, read_config
 from c2f_jax.runs.writers import track
 from c2f_jax.storage import as_path
@@ -55,11 +57,18 @@ def check(config: Any) -> None:
             f"model.output_stride={model.output_stride}: {model.backbone} has "
             f"{' or '.join(str(stride) for stride in strides)} (0: {strides[0]})"
         )
-    stride = model.output_stride or strides[0]
-    if model.view_size < stride:
+    stride, patch = model.output_stride or strides[0], patch_of(model.backbone)
+    smallest = smallest_view(model.backbone, model.output_stride)
+    if model.view_size < smallest:
         raise UserError(
-            f"model.view_size={model.view_size} is less than one feature of {model.backbone}, {stride} pixels; "
-            f"try --config.model.view_size={4 * stride}"
+            f"model.view_size={model.view_size} is less than one feature of {model.backbone}, {smallest} pixels; "
+            f"try --config.model.view_size={4 * max(stride, smallest)}"
+        )
+    if model.view_size % patch:
+        whole = round(model.view_size / patch) * patch
+        raise UserError(
+            f"model.view_size={model.view_size} is not made of whole patches of {model.backbone}, {patch} pixels; "
+            f"try --config.model.view_size={whole}"
         )
     if model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
@@ -149,7 +158,11 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
     return losses.Task(
         network=network,
         view_size=model.view_size,
-        normalise=partial(augment.normalise, mean=tuple(config.augment.mean), std=tuple(config.augment.std)),
+        normalise=partial(
+            augment.normalise,
+            mean=tuple(config.augment.mean or INCEPTION.mean),
+            std=tuple(config.augment.std or INCEPTION.std),
+        ),
         random_boxes=partial(
             augment.random_boxes,
             min_side=config.augment.min_side,
@@ -297,9 +310,12 @@ class Run:
 
     def _from_weights(self) -> Start:
         fresh = jax.eval_shape(self._scratch)
-        old = {"params": fresh.params["backbone"], "batch_stats": fresh.batch_stats["coarse"]["backbone"]}
+        stats = {name: tree["backbone"] for name, tree in fresh.batch_stats.items() if "backbone" in tree}
+        old = {"params": fresh.params["backbone"], "batch_stats": stats.get("coarse", {})}
         new = load_pretrained(self.config.model.pretrained, self.config.model.backbone, old)
-        stats = {name: {"backbone": new["batch_stats"]} for name in fresh.batch_stats}
+        stats = {name: {"backbone": new["batch_stats"]} for name in stats}
+        if processes.is_first():
+            tell_of_other_values(self.config)
         return Start({"backbone": new["params"]}, stats)
 
     def _from_run(self) -> Start:

@@ -42,9 +42,11 @@ class Field(NamedTuple):
     empty: bool = True
     none: bool = False
 
-    def takes(self) -> str:
-        """In words: "int from 1 to 64"."""
-        if self.choices:
+    def takes(self, *, most: int = 12) -> str:
+        """In words: "int from 1 to 64". most: choices that are all named."""
+        if len(self.choices) > most:
+            words = f"one of the {len(self.choices)} names in docs/config.md"
+        elif self.choices:
             words = f"one of {', '.join(str(choice) for choice in self.choices)}"
             words += f", or {self.prefix}NAME" if self.prefix else ""
         else:
@@ -112,6 +114,7 @@ def _is_elsewhere(path: str, schemes: tuple[str, ...]) -> bool:
 
 _BOOL, _TEXT, _PATH, _FOLDER = Field(bool), Field(str), Field(str, path=True), Field(str, path=True, empty=False)
 _ANYWHERE = Field(str, path=True, schemes=("gs",))
+_VIT_FORMS = ("patch16", "patch14_dinov2", "patch14_reg4_dinov2", "patch16_dinov3")
 _SIDE = _float(0.01, 1.0)
 _COUNT = 2**31 - 1
 
@@ -143,13 +146,18 @@ TABLE: dict[str, Field] = {
     "augment.flip": _BOOL,
     "augment.brightness": _float(0.0, 1.0),
     "augment.saturation": _floats(2, 0.0, 10.0),
-    "augment.mean": _floats(3, 0.0, 255.0),
-    "augment.std": _floats(3, 1.0, 255.0),  # below 1 they are meant for pixels of 0 to 1
+    "augment.mean": _floats(3, 0.0, 255.0)._replace(none=True),
+    "augment.std": _floats(3, 1.0, 255.0)._replace(none=True),  # below 1 they are meant for pixels of 0 to 1
     "model.backbone": _one_of(
-        *("efficientnet_lite0", "resnet10_small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+        *(f"efficientnet_lite{size}" for size in range(5)),
+        *("resnet10_small", *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))),
+        *("resnext50_32x4d", "resnext101_32x8d", "inception_v3"),
+        *("convnext_tiny", "convnext_small", "convnext_base", "convnextv2_tiny", "convnextv2_base"),
+        *(f"vit_{size}_{form}" for form in _VIT_FORMS for size in ("small", "base", "large")),
+        *(f"vit_{form}_clip{kind}" for form in ("base_patch16", "large_patch14") for kind in ("", "_quickgelu")),
     ),
     "model.pretrained": _ANYWHERE._replace(schemes=("gs", "hf")),
-    "model.output_stride": _one_of(0, 8, 16, 32),
+    "model.output_stride": _one_of(0, 8, 14, 16, 32),
     "model.view_size": _int(8, 2048),
     "model.num_maps": _int(1, 1024),
     "model.attention_init": _one_of("orthogonal", "lecun_normal"),

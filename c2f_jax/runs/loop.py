@@ -31,6 +31,7 @@ from c2f_jax.runs.event_files import EventFiles, check_place
 from c2f_jax.runs.evidence import evidence_of
 from c2f_jax.runs.explosion import Watch
 from c2f_jax.runs.held_out import changed_test_part, check_test_part, remember_test_part
+from c2f_jax.runs.input_values import with_input_values
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import TOKEN, check_workdir, claim_workdir, essential, locked, write_json
 from c2f_jax.runs.writers import JsonLines, Reporter, print_table
@@ -73,6 +74,7 @@ def train_and_evaluate(
         FloatingPointError: if a term of the loss or a figure is not finite; it names the term and the steps.
     """
     began = time.perf_counter()
+    config = processes.together(lambda: with_input_values(config))
     run = processes.together(lambda: build(config))
     names, workdir = run.splits.class_names, storage.as_path("workdir", os.fspath(workdir))
     if config.train.tensorboard:

@@ -194,8 +194,16 @@ def _checkpoints(workdir: Path) -> list[str]:
 
 
 def check_reading(workdir: Path, config: Any) -> None:
-    """Raises UserError if `config`, to look at the run in `workdir` with, is not what its weights were made for."""
-    there, given = _fields(_stored(workdir)), _fields(_as_stored(config))
+    """Raises UserError if `config`, to look at the run in `workdir` with, is not what its weights were made for.
+
+    Mean and deviation of the input that it leaves open become the run's.
+    """
+    there = _fields(_stored(workdir))
+    with config.ignore_type():
+        for name in ("mean", "std"):
+            if config.augment[name] is None:
+                config.augment[name] = tuple(there[f"augment.{name}"])
+    given = _fields(_as_stored(config))
     differences = [
         f"{name}={given[name]}, made with {there[name]}" for name in fields.MADE_FOR if given[name] != there[name]
     ]

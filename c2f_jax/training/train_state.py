@@ -33,7 +33,8 @@ def init_variables(key: jax.Array, task: Task) -> dict[str, Any]:
     view = jnp.zeros((1, task.view_size, task.view_size, 3))
     variables = task.network.init(key, view, train=False)
     # Copies: a step that is given the state's memory must not be given the same buffer twice.
-    stats = {name: jax.tree.map(jnp.copy, variables["batch_stats"]) for name in ("coarse", "fine")}
+    own = variables.get("batch_stats", {})  # a network may have none
+    stats = {name: jax.tree.map(jnp.copy, own) for name in ("coarse", "fine")}
     return {"params": variables["params"], "batch_stats": stats}
 
 

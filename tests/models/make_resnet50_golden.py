@@ -25,6 +25,8 @@ def _draw(name, shape):
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
+    if len(shape) == 3:  # tokens and position embeddings
+        return noise
     if len(shape) > 1:
         return noise * np.float32(np.sqrt(2 / np.prod(shape[1:])))
     if name.endswith("running_var"):

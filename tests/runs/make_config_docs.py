@@ -49,7 +49,9 @@ def comments() -> dict[str, str]:
 def page() -> str:
     """The whole page."""
     said, values = comments(), fields.values(default.get_config())
-    cells = [(f"`{name}`", field.takes(), f"`{values[name]!r}`", said[name]) for name, field in fields.TABLE.items()]
+    cells = [
+        (f"`{name}`", field.takes(most=99), f"`{values[name]!r}`", said[name]) for name, field in fields.TABLE.items()
+    ]
     return HEAD + "".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |\n" for row in cells)
 
 
