@@ -201,8 +201,9 @@ def check_reading(workdir: Path, config: Any) -> None:
     there = _fields(_stored(workdir))
     with config.ignore_type():
         for name in ("mean", "std"):
-            if config.augment[name] is None:
-                config.augment[name] = tuple(there[f"augment.{name}"])
+            known = there[f"augment.{name}"]
+            if config.augment[name] is None and known is not None:
+                config.augment[name] = tuple(known)
     given = _fields(_as_stored(config))
     differences = [
         f"{name}={given[name]}, made with {there[name]}" for name in fields.MADE_FOR if given[name] != there[name]
