@@ -101,7 +101,7 @@ def test_random_boxes_take_the_learned_ones_place(monkeypatch):
     regions = []
 
     def record(*args, region, **settings):
-        regions.append(region({}))
+        regions.append(region({}, jnp.tile(jnp.array([0.0, 0.0, 1.0, 1.0]), (64, 1))))
         raise StopIteration
 
     monkeypatch.setattr(losses, "two_looks", record)
