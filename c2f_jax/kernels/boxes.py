@@ -121,7 +121,8 @@ def invert(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
     """The image's place in the view that a box cuts out of it: ``compose(box, invert(box))`` is the whole image.
 
     Args:
-        boxes: [..., 4]. A side of less than 1e-6 counts as one of 1e-6, so that the result is finite.
+        boxes: [..., 4]. A side of less than 1e-6 counts as one of 1e-6 and has no gradient, so that both are finite.
+            The gradient of a longer one grows as 1 / side^2, beyond what float16 boxes hold from sides of 1/256 down.
 
     Returns:
         [..., 4] in the view's coordinates, in float32 or wider.
@@ -133,7 +134,9 @@ def invert(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
     """
     boxes = _wide(boxes)
     start, extent = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
-    extent = jnp.where(jnp.abs(extent) < 1e-6, jnp.where(extent < 0, -1e-6, 1e-6).astype(extent.dtype), extent)
+    none = jnp.abs(extent) < 1e-6
+    extent = jnp.where(none, jnp.where(extent < 0, -1e-6, 1e-6).astype(extent.dtype), extent)
+    start = jnp.where(none, jax.lax.stop_gradient(start), start)
     return jnp.concatenate([-start / extent, (1.0 - start) / extent], axis=-1)
 
 

@@ -58,7 +58,10 @@ def test_pixels_and_order_of_corners():
 def test_invert():
     boxes = np.random.default_rng(0).uniform(-0.2, 1.2, (20, 4)).astype(np.float32)
     np.testing.assert_allclose(compose(boxes, invert(boxes)), np.tile([0, 0, 1, 1], (20, 1)), atol=1e-5)
-    assert jnp.isfinite(invert(jnp.full(4, 0.3))).all()
+    gradient = jax.jit(jax.grad(lambda boxes: jnp.sum(invert(boxes))))
+    for dtype in (jnp.float32, jnp.float16, jnp.bfloat16):  # without area, in y alone too
+        boxes = jnp.array([[0.3, 0.3, 0.3, 0.3], [0.5, 0.2, 0.5, 0.8], [1.0, 0.0, 1.0, 0.0]], dtype)
+        assert jnp.isfinite(invert(boxes)).all() and jnp.isfinite(gradient(boxes)).all()
 
 
 def region_features(case, boxes):
