@@ -109,7 +109,7 @@ def kinds(values):
 
 @pytest.mark.parametrize(
     ("padding", "antialias"),
-    [("edge", False), ("edge", True), ("constant", False), ("constant", True), ("symmetric", True), ("reflect", False)],
+    [("edge", True), ("constant", False), ("constant", True), ("reflect", False)],
 )
 def test_what_is_not_finite_counts_where_it_has_weight(antialias, padding):
     """By taps, by products, and by what stands for taps on TPU: the same pixels of the crop, none outside the box."""
@@ -139,11 +139,14 @@ def tpu_crop(image, box, options):
 def test_identity_keeps_what_is_not_finite_where_it_is():
     image = picture(5, 6, 1)
     image[2, 3] = np.nan
-    np.testing.assert_array_equal(crop_and_resize(image, [0, 0, 1, 1], (5, 6)), image)
+    crop = jax.jit(lambda image: crop_and_resize(image, [0, 0, 1, 1], (5, 6)))
+    np.testing.assert_array_equal(crop(image), image)
 
 
-@pytest.mark.parametrize("implementation", ["gather", "matmul"])
-@pytest.mark.parametrize("dtype", ["uint8", "bool", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "implementation"),
+    [("uint8", "gather"), ("bool", "matmul"), ("bfloat16", "gather"), ("bfloat16", "matmul")],
+)
 def test_strict_promotion(dtype, implementation):
     images, boxes = jnp.asarray(picture(2, 5, 6, 2) * 3).astype(dtype), jnp.asarray(picture(2, 4))
     options = {"antialias": True, "padding": "constant", "fill_value": 0.5, "implementation": implementation}
