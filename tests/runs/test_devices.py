@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from c2f_jax.kernels import by_gather, crop_and_resize
 from c2f_jax.runs import parallel
 from c2f_jax.runs.build import build, make_task
 from c2f_jax.training.stages import stage_at
@@ -73,3 +74,18 @@ def test_devices_agree_in_float32():
 def test_a_batch_that_devices_cannot_share_is_refused():
     with pytest.raises(parallel.UserError, match=r"train.batch_size=6 .* 4 devices; try --config.train.batch_size=4"):
         parallel.check_batch_size("train.batch_size", 6)
+
+
+def test_large_crops_are_not_gathered(monkeypatch):
+    """On CPU their derivatives are taken in turn, on each device through its own images."""
+    monkeypatch.setattr(by_gather, "CACHE", 0)
+    backend = parallel.JitBackend(parallel.make_mesh())
+    batch = backend.put_batch({"image": np.ones((8, 6, 5, 2), np.float32), "box": np.ones((8, 3, 4), np.float32)})
+
+    def step(shift, batch):
+        gradient = jax.grad(lambda s: crop_and_resize(batch["image"], batch["box"] + s, 4).sum())(shift)
+        return shift - gradient, {}
+
+    program = backend.compile(step).lower(backend.put_state(np.zeros(4, np.float32)), batch).compile().as_text()
+    assert "while(" in program and "all-reduce(" in program
+    assert "all-gather(" not in program
