@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 
 from c2f_jax.kernels.taps import Axis, number, taps_of_boxes, weight_derivatives
 
-CACHE = 1 << 20  # bytes; from here on crops are made in turn. A core has 1 to 2 MiB of its own, for several arrays.
+CACHE = 1 << 18  # bytes; from here on crops are made in turn. A core has 1 to 2 MiB of its own, for several arrays.
 TURNS = jax.__version_info__ >= (0, 10)  # before, a loop that a rule for derivatives makes can not be transposed
 
 
@@ -100,6 +100,8 @@ def of_each_box(function, images, boxes, *, in_turn=False):
         if AxisType.Explicit not in kinds.values():
             devices = math.prod(size for name, size in mesh.shape.items() if kinds[name] == AxisType.Auto)
             by_image, by_box = partial(_in_turn, devices=devices), partial(_in_turn, devices=1)
+    if jax.tree.leaves(boxes)[0].shape[1] == 1:  # XLA copies arrays for axes of 1 that change places
+        return jnp.expand_dims(by_image(function)(images, jax.tree.map(lambda a: jnp.squeeze(a, 1), boxes)), 1)
     return by_image(lambda image, boxes: by_box(lambda box: function(image, box))(boxes))(images, boxes)
 
 
