@@ -3,6 +3,7 @@
 python -m benchmarks.crop                           # all cases; PyTorch too where it is installed: pip install .[bench]
 python -m benchmarks.crop --case "448 to 448" --batch 8 --repeats 15
 python -m benchmarks.crop --plain                   # in a process as one has it who takes the kernel alone
+python -m benchmarks.crop --one-core                # the core's time instead of the clock's: for a busy machine
 
 Every implementation of a case gets the same images, boxes and cotangent, is compiled, and is then timed in turn, round
 after round, on two cores. `milliseconds` is the median; `speed` the median over rounds of the time of "ours, auto" over
@@ -15,12 +16,14 @@ import sys
 from benchmarks import timing
 
 if __name__ == "__main__":
-    timing.prepare(huge_pages="--plain" not in sys.argv)  # before JAX and PyTorch are imported
+    # Before JAX and PyTorch are imported.
+    timing.prepare("--plain" not in sys.argv, 1 if "--one-core" in sys.argv else timing.THREADS)
 
 import argparse
 import functools
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -203,10 +206,14 @@ def main() -> None:
     parser.add_argument("--mode", default="", help=f"only modes that hold this, of: {', '.join(MODES)}")
     parser.add_argument("--peak", action="store_true", help="measure the peak memory as well, each in its own process")
     parser.add_argument("--plain", action="store_true", help="without the huge pages that training has")
+    parser.add_argument(
+        "--one-core", action="store_true", help="one core, and the time it works instead of the clock's"
+    )
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    threads, clock = (1, time.process_time) if options.one_core else (timing.THREADS, time.perf_counter)
     if torch is not None:
-        torch.set_num_threads(timing.THREADS)
+        torch.set_num_threads(threads)
     if options.alone:
         number, mode, name = options.alone
         print(timing.peak_mib(lambda: dict(everything(CASES[int(number)], mode))[name]()))
@@ -218,16 +225,16 @@ def main() -> None:
             if options.mode not in mode or (case.uint8 and mode.startswith("image")):
                 continue
             built = {name: build() for name, build in everything(case, mode)}
-            times = timing.in_turn(built, options.repeats)
+            times = timing.in_turn(built, options.repeats, clock)
             for name, figures in timing.summary(times, "ours, auto").items():
                 temporaries = built[name].temp_mib
                 line = {**case._asdict(), "mode": mode, "implementation": name, **figures}
-                line["process"] = "plain" if options.plain else "huge pages"
+                line |= {"process": "plain" if options.plain else "huge pages", "time": clock.__name__}
                 line["temp_mib"] = None if temporaries is None else round(temporaries, 1)
                 if options.peak:
                     peak = timing.in_own_process("benchmarks.crop", str(number), mode, name)
                     line["peak_mib"] = round(peak, 1)
-                print(json.dumps({**line, "repeats": options.repeats, **timing.environment()}), flush=True)
+                print(json.dumps({**line, "repeats": options.repeats, **timing.environment(threads)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from c2f_jax.memory import restart_with_huge_pages
 THREADS = 2
 
 
-def prepare(huge_pages: bool = True) -> None:
-    """`THREADS` cores for this process; before JAX or PyTorch is imported, which count cores once.
+def prepare(huge_pages: bool = True, threads: int = THREADS) -> None:
+    """So many cores for this process; before JAX or PyTorch is imported, which count cores once.
 
     huge_pages: as training has them; a plain process of somebody who takes a kernel alone has not.
     """
     if huge_pages:
         restart_with_huge_pages()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 class Work(NamedTuple):
@@ -54,7 +54,9 @@ class Work(NamedTuple):
         return call
 
 
-def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def in_turn(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Milliseconds of each call, round after round, so that a busy moment of the machine falls on all of them.
 
     In each round a call is made once before it is timed: what another one left in caches and in the heap is not its
@@ -64,9 +66,9 @@ def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, l
     for _ in range(repeats):
         for name, call in calls.items():
             call()
-            start = time.perf_counter()
+            start = clock()
             call()
-            times[name].append(1000.0 * (time.perf_counter() - start))
+            times[name].append(1000.0 * (clock() - start))
     return times
 
 
@@ -106,7 +108,7 @@ def in_own_process(module: str, *arguments: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def environment() -> dict[str, Any]:
+def environment(threads: int = THREADS) -> dict[str, Any]:
     """Device, cores and versions."""
     import jax
 
@@ -118,6 +120,6 @@ def environment() -> dict[str, Any]:
 
     return {
         "device": jax.devices()[0].device_kind,
-        "cores": THREADS,
+        "cores": threads,
         "versions": {name: of(name) for name in ("jax", "flax", "torch")},
     }
