@@ -1,6 +1,7 @@
 """Photos from disk to batches: this package's pipeline, the bare decoder, and PyTorch's DataLoader, side by side.
 
 python -m benchmarks.input [--rounds 5] [--seconds 2]     # the DataLoader needs the extra `bench`
+python -m benchmarks.input --many 200000 --folder DIR     # twice: the second line is a second start
 
 JPEG files of 500 x 375 and of 2000 x 1500 pixels become uint8 batches of 32 images of 448 x 448, on one core and on
 two. `bare` is the limit: one loop a core that reads a file, decodes it at the scale that the pipeline decodes it at,
@@ -113,6 +114,50 @@ def dataloader(folder: Path, workers: int) -> Iterator[int]:
             yield len(images)
 
 
+def write_many(folder: Path, files: int, classes: int = 1000) -> None:
+    """Small photos, all different."""
+    random = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"{label:04d}").mkdir(parents=True, exist_ok=True)
+        for index in range(files // classes):
+            place = folder / f"{label:04d}" / f"{index:04d}.jpg"
+            if not place.exists():
+                pixels = random.integers(0, 256, (18, 24, 3), np.uint8)
+                Image.fromarray(pixels).resize((48, 36), Image.Resampling.BILINEAR).save(place, quality=60)
+
+
+def many(folder: Path, files: int) -> dict[str, Any]:
+    """One line: the second start on so many files, and the memory of this process before and after an epoch of them."""
+    from c2f_jax.data import pipeline, sources
+    from c2f_jax.data.raw import Raw
+
+    write_many(folder / "photos", files)
+    options = {"path": str(folder / "photos"), "cache_dir": str(folder / "cache"), "unreadable": "skip"}
+    options |= {"validation_fraction": 0.1, "train_size": None, "test_size": None, "min_side": 32}
+    line: dict[str, Any] = {"case": "many files", "files": files}
+    began = time.perf_counter()
+    splits = sources.load("folder", **options)
+    line["load, s"] = round(time.perf_counter() - began, 1)
+    raw = Raw(32, keep_aspect=False)
+    train = pipeline.InMemory(splits.train, raw, pipeline.Memory(2048))
+    settings = {"batch_size": BATCH, "raw": raw, "seed": 0, "start": 0, "process": 0, "processes": 1}
+    batches = pipeline.training_batches(train, **settings)
+    next(batches)
+    line["to the first batch, s"] = round(time.perf_counter() - began, 1)
+    steps = len(splits.train) // BATCH
+    for name, of in (("after a tenth of an epoch", steps // 10), ("after two epochs", 2 * steps - steps // 10)):
+        for _ in range(of):
+            next(batches)
+        line[f"MiB {name}"] = _resident_mib()
+    line["MiB of kept photos"] = round(len(splits.train) * 3 * raw.size**2 / 2**20)
+    return line
+
+
+def _resident_mib() -> int:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) >> 10
+
+
 def rate(batches: Iterator[int], seconds: float) -> float:
     """Images a second, over about so many seconds and whole batches."""
     began, count = time.perf_counter(), 0
@@ -161,7 +206,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--cores", type=int, help="measure here, on so many cores of this process")
+    parser.add_argument("--many", type=int, help="instead: the start on so many files, in the folder --folder")
+    parser.add_argument("--folder", type=Path, help="kept, so that a second call measures a second start")
     options = parser.parse_args()
+    if options.many is not None:
+        print(json.dumps(many(options.folder, options.many)))
+        return
     if options.cores is None:
         # A process for each number of cores: libraries count them once.
         for cores in (1, 2):

@@ -57,6 +57,19 @@ def test_processes_share_each_batch():
         assert shares[0][step] + shares[1][step] == whole[step]
 
 
+def test_two_processes_see_each_example_once_an_epoch_and_go_on_with_the_next_one_after_a_stop():
+    """Epochs of 10, batches of 4: some hold the end of one epoch and the start of the next."""
+    steps = 15  # six epochs
+    shares = [take(train(process=process, processes=2), steps) for process in (0, 1)]
+    order = [index for step in range(steps) for share in shares for index in share[step]]
+    for epoch in range(6):
+        assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    # Stopped after step 6, in the middle of the third epoch; gone on with by as many processes, by one, by four.
+    for processes in (1, 2, 4):
+        later = [take(train(start=6, process=process, processes=processes), steps - 6) for process in range(processes)]
+        assert [index for step in range(steps - 6) for share in later for index in share[step]] == order[24:]
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_evaluation_sees_each_example_once(processes):
     seen, counts = [], set()
