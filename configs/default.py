@@ -129,5 +129,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.parallel = parallel = ml_collections.ConfigDict()
     parallel.backend = "jit"  # or pmap
+    # Over so many devices the head's weights, the centres and the optimiser's state of them are divided, for thousands
+    # of classes (jit); 1: each device holds them whole.
+    parallel.model = 1
 
     return config

@@ -104,6 +104,7 @@ def check_training(config: Any) -> None:
                 f"try --config.optimizer.warmup_epochs={length / 10:g}"
             )
     parallel.check_batch_size("train.batch_size", train.batch_size)
+    parallel.check_model_axis(config.parallel.model, backend=config.parallel.backend)
     share = train.batch_size // parallel.device_count()
     if share % train.accumulate:
         raise UserError(
@@ -306,7 +307,8 @@ class Run:
             return self._scratch() if new is None else new.put_into(self._scratch())
 
         # As one program: operation by operation it takes ten times as long, and no cache keeps that.
-        return jax.jit(start, out_shardings=parallel.replicated(self.mesh))(jax.device_get(new))
+        host = jax.device_get(new)
+        return jax.jit(start, out_shardings=parallel.shardings(jax.eval_shape(start, host), self.mesh))(host)
 
     def _from_weights(self) -> Start:
         fresh = jax.eval_shape(self._scratch)
@@ -337,7 +339,7 @@ class Run:
         template = abstract_model(config, task, self.mesh)
         head = jax.tree.map(lambda leaf: leaf.shape, (fresh.params["head"], template["params"]["head"]))
         if same and head[0] == head[1] and fresh.centers is not None and "attention" in template["params"]:
-            template["centers"] = parallel.on_mesh(fresh.centers, self.mesh)
+            template |= parallel.on_mesh({"centers": fresh.centers}, self.mesh)
         step, model = read_latest(there, template, finite=True)
         try:
             new, taken, left = choose(model, fresh, same_classes=same)
@@ -472,12 +474,13 @@ def build(config: Any) -> Run:
     )
     labels = cast(Labelled, splits.train).labels
     splits = replace(splits, train=train, validation=validation)
-    mesh = parallel.make_mesh()
+    mesh = parallel.make_mesh(model=config.parallel.model)
     backend = parallel.make_backend(config.parallel.backend, mesh)
+    task = make_task(config, num_classes=len(splits.class_names), axis_name=backend.axis_name)
     return Run(
         config=config,
         splits=splits,
-        task=make_task(config, num_classes=len(splits.class_names), axis_name=backend.axis_name),
+        task=task,
         stages=make_stages(config, train_size=len(splits.train)),
         backend=backend,
         mesh=mesh,

@@ -30,6 +30,7 @@ from c2f_jax import program, storage
 from c2f_jax.console import warn
 from c2f_jax.errors import UserError, as_text
 from c2f_jax.runs import processes
+from c2f_jax.runs.parallel import whole
 
 ATTEMPTS = 20
 CHECKSUMS = "checksums"  # among the numbers beside a state
@@ -190,7 +191,7 @@ def checksums(state: Any) -> dict[str, str]:
     def of(tree: Any) -> str:
         total = 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            array = _on_host(leaf)
+            array = whole(leaf)
             total = zlib.crc32(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode(), total)
             total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, total)
         return f"{total:08x}"
@@ -201,11 +202,7 @@ def checksums(state: Any) -> dict[str, str]:
 
 def is_finite(tree: Any) -> bool:
     """Whether all numbers of a tree of arrays are."""
-    return all(bool(np.all(np.isfinite(_on_host(leaf)))) for leaf in jax.tree.leaves(tree))
-
-
-def _on_host(leaf: Any) -> np.ndarray:
-    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+    return all(bool(np.all(np.isfinite(whole(leaf)))) for leaf in jax.tree.leaves(tree))
 
 
 def _fields(state: Any) -> dict[str, Any]:

@@ -201,6 +201,7 @@ TABLE: dict[str, Field] = {
     "train.tensorboard": _BOOL,
     "compilation_cache": _PATH,
     "parallel.backend": _one_of("jit", "pmap"),
+    "parallel.model": _int(1, 4096),
 }
 
 # What the weights of a finished run were made for: whoever looks at it cannot give these otherwise.

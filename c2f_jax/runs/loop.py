@@ -425,7 +425,8 @@ def _draw_sheet(run: Run, state: TrainState, path: Path) -> None:
     source, raw = Subset(run.splits.test, range(count)), raw_images(run.config)
     (batch,) = pipeline.evaluation_batches(source, batch_size=count, raw=raw, process=0, processes=1)
     # The weights are arguments: as constants they would make a program of their own size for each run.
-    looks = partial(jax.jit(partial(predict, run.task)), *jax.device_get((state.params, state.batch_stats)))
+    weights = jax.tree.map(parallel.whole, (state.params, state.batch_stats))
+    looks = partial(jax.jit(partial(predict, run.task)), *weights)
     with storage.writing(path) as file:
         save_sheet(file, looks, batch, run.splits.class_names)
 

@@ -1,8 +1,10 @@
 """Devices: one mesh, shardings and two back ends for the same step; the only file that asks for devices.
 
-"jit" (the default) sees the global batch, sharded over the mesh's "data" axis; batch statistics are those of the
-global batch. "pmap" runs the step once per device with an axis name, over which batch statistics, gradients and
-attended features are combined: the same numbers.
+"jit" (the default) sees the global batch, sharded over all devices; batch statistics are those of the global batch.
+What grows with the number of classes (the head's weights, the centres, and the optimiser's state of these weights) may
+be sharded over the mesh's "model" axis, along the pooled features, so that any number of classes will do. "pmap" runs
+the step once per device with an axis name, over which batch statistics, gradients and attended features are combined:
+the same numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +25,11 @@ Step = Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]]
 PMAP_AXIS = "device"
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """`devices` (default: all of all processes) along "data"; "model" has size 1."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
+    """`devices` (default: all of all processes), in rows of `model` along "model", the rows along "data"."""
     devices = jax.devices() if devices is None else devices
     axis_types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((len(devices), 1), ("data", "model"), axis_types=axis_types, devices=devices)
+    return jax.make_mesh((len(devices) // model, model), ("data", "model"), axis_types=axis_types, devices=devices)
 
 
 def device_count() -> int:
@@ -45,23 +47,62 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The same arrays on every device of the mesh; those on the host are the same in every process."""
-    sharding = replicated(mesh)
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Of each array of a state, or of a part of it that keeps its names: where it lies.
 
-    def put(value: Any) -> jax.Array:
+    `head/kernel` [M * N, C], its moments in the optimiser's state, and `centers` [C, M * N] are sharded over "model"
+    along M * N; all else is on every device whole.
+
+    Raises:
+        UserError: if the axis does not divide M * N.
+    """
+    size = mesh.shape["model"]
+
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        axis = 0 if names[-2:] == ["head", "kernel"] else 1 if names[-1:] == ["centers"] else None
+        if axis is None:
+            return replicated(mesh)
+        if leaf.shape[axis] % size:
+            raise UserError(f"parallel.model={size} does not divide the {leaf.shape[axis]} features of each class")
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "model"))
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The same arrays on the mesh, as `shardings` says; those on the host are the same in every process."""
+
+    def put(value: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(value, jax.Array):
             return jax.device_put(value, sharding)
         value = np.asarray(value)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
-    return jax.tree.map(put, tree)
+    arrays = jax.tree.map(lambda value: value if isinstance(value, jax.Array) else np.asarray(value), tree)
+    return jax.tree.map(put, arrays, shardings(arrays, mesh))
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Shapes and dtypes -> the same, replicated over the mesh: what a checkpoint is restored to, whoever saved it."""
-    sharding = replicated(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    """Shapes and dtypes -> the same on the mesh, as `shardings` says: what a checkpoint is restored to, whoever saved
+    it."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings(tree, mesh),
+    )
+
+
+def whole(leaf: Any) -> np.ndarray:
+    """An array of a state, on the host: from this process's devices, which hold all of it between them."""
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf)
+    if leaf.is_fully_replicated:
+        return np.asarray(leaf.addressable_data(0))
+    found = np.empty(leaf.shape, leaf.dtype)
+    for shard in leaf.addressable_shards:
+        found[shard.index] = shard.data
+    return found
 
 
 class Agreement:
@@ -85,8 +126,8 @@ class Agreement:
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's part [b, ...] of a batch -> global arrays [B, ...], sharded over "data"."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    """This process's part [b, ...] of a batch -> global arrays [B, ...], sharded over all devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "model")))
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
@@ -106,13 +147,13 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class JitBackend:
-    """One program over the mesh; the state is replicated, the batch sharded."""
+    """One program over the mesh; the batch is sharded, the state as `shardings` says."""
 
     mesh: Mesh
     axis_name: None = None
 
     def put_state(self, state: Any) -> Any:
-        """A state on any device -> replicated over the mesh."""
+        """A state on any device -> on the mesh."""
         return replicate(state, self.mesh)
 
     def get_state(self, state: Any) -> Any:
@@ -124,14 +165,23 @@ class JitBackend:
         return shard_batch(batch, self.mesh)
 
     def compile(self, step: Step) -> Step:
-        """Compiles; the old state's memory is given to the new one."""
+        """Compiles when it is first called; the old state's memory is given to the new one."""
+
+        program: Step | None = None
 
         def told_of_the_mesh(state: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
             # So that large crops, taken in turn on CPU, are so on each device apart, not gathered first.
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
                 return step(state, batch)
 
-        return jax.jit(told_of_the_mesh, donate_argnums=0, out_shardings=replicated(self.mesh))
+        def run(state: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
+            nonlocal program
+            if program is None:
+                places = shardings(state, self.mesh), replicated(self.mesh)
+                program = jax.jit(told_of_the_mesh, donate_argnums=0, out_shardings=places)
+            return program(state, batch)
+
+        return run
 
 
 @dataclass(frozen=True)
@@ -184,6 +234,15 @@ def make_backend(name: str, mesh: Mesh) -> Backend:
     if name not in backends:
         raise UserError(f"parallel.backend must be 'jit' or 'pmap', got {name!r}")
     return backends[name](mesh)
+
+
+def check_model_axis(size: int, *, backend: str) -> None:
+    """Raises UserError unless the devices of each process can be divided by the "model" axis, and run by jit."""
+    field = f"parallel.model={size}"
+    if size > 1 and backend != "jit":
+        raise UserError(f"{field} is for parallel.backend=jit; got {backend}")
+    if jax.local_device_count() % size:
+        raise UserError(f"{field} does not divide the {jax.local_device_count()} devices of this process")
 
 
 def fitting(batch_size: int) -> int:

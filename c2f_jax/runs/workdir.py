@@ -41,6 +41,7 @@ BEFORE: dict[str, Any] = {
     "dataset.shots": 0,
     "dataset.class_balanced": False,
     "dataset.fields": "",
+    "parallel.model": 1,
     "train.tensorboard": False,
     "region.side": 0.0,
     "region.teach": 0.0,
@@ -52,7 +53,7 @@ GONE: dict[str, Any] = {"region.gradient_blur": 0.0, "loss.teach_weight": 0.0, "
 
 # What cannot change a run's result beyond rounding, and so may be given otherwise when it goes on.
 FREE = {
-    *("compilation_cache", "dataset.cache_dir", "dataset.memory_mib", "parallel.backend"),
+    *("compilation_cache", "dataset.cache_dir", "dataset.memory_mib", "parallel.backend", "parallel.model"),
     *("train.eval_batch_size", "train.eval_every_epochs", "train.log_every_steps", "train.checkpoint_every_steps"),
     "train.tensorboard",
 }

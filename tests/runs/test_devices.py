@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from c2f_jax.kernels import by_gather, crop_and_resize
+from c2f_jax.models import backbones
+from c2f_jax.models.resnet import BasicBlock, ResNet
 from c2f_jax.runs import parallel
 from c2f_jax.runs.build import build, make_task
 from c2f_jax.training.stages import stage_at
@@ -86,6 +88,54 @@ def test_large_crops_are_not_gathered(monkeypatch):
         gradient = jax.grad(lambda s: crop_and_resize(batch["image"], batch["box"] + s, 4).sum())(shift)
         return shift - gradient, {}
 
-    program = backend.compile(step).lower(backend.put_state(np.zeros(4, np.float32)), batch).compile().as_text()
+    program = (
+        jax.jit(backend.compile(step)).lower(backend.put_state(np.zeros(4, np.float32)), batch).compile().as_text()
+    )
     assert "while(" in program and "all-reduce(" in program
     assert "all-gather(" not in program
+
+
+@pytest.mark.slow
+def test_the_head_divided_over_devices_gives_the_same_numbers(monkeypatch):
+    """Weights, centres and momenta, two by two devices; three steps in float64, of a backbone that compiles quickly."""
+    small = partial(
+        ResNet,
+        BasicBlock,
+        **{"block_counts": (1,), "widths": (32,), "group_strides": (4,), "stem_width": 8, "stem_kernel": 3},
+        stem_pool=False,
+    )
+    monkeypatch.setitem(backbones._CONSTRUCTORS, "resnet10_small", (small, {8: {}}))
+    with jax.enable_x64(True):
+        run = build(tiny_config(method="attention", model__dtype="float64", **SGD))
+        (stage,), batches = run.stages, [batch for _, batch in zip(range(3), run.training_batches(0), strict=False)]
+        states, metrics = [], []
+        for model in (1, 2):
+            backend = parallel.JitBackend(parallel.make_mesh(model=model))
+            step = backend.compile(partial(train_step, task=run.task, stage=stage, seed=0))
+            state = backend.put_state(jax.device_get(run.create_state()))
+            for batch in batches:
+                state, figures = step(state, backend.put_batch(batch))
+            states.append(state)
+            metrics.append(jax.device_get(figures))
+        close = partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
+        jax.tree.map(close, metrics[1], metrics[0])
+        jax.tree.map(close, *(jax.tree.map(parallel.whole, state) for state in reversed(states)))
+    assert metrics[0]["center_loss"] > 0
+    named = jax.tree_util.tree_leaves_with_path(states[1])
+    kernels = [leaf for path, leaf in named if jax.tree_util.keystr(path).endswith("['head']['kernel']")]
+    assert len(kernels) == 2  # and its momentum
+    for leaf, axis in [*((leaf, 0) for leaf in kernels), (states[1].centers, 1)]:
+        held = leaf.addressable_data(0).shape
+        assert held[axis] * 2 == leaf.shape[axis] and held[1 - axis] == leaf.shape[1 - axis]
+
+
+def test_a_model_axis_that_does_not_fit_is_refused():
+    for size, backend, message in (
+        (3, "jit", "parallel.model=3 does not divide the 4 devices of this process"),
+        (2, "pmap", "parallel.model=2 is for parallel.backend=jit"),
+    ):
+        with pytest.raises(parallel.UserError, match=message):
+            parallel.check_model_axis(size, backend=backend)
+    head = {"head": {"kernel": np.zeros((6, 3))}}
+    with pytest.raises(parallel.UserError, match="parallel.model=4 does not divide the 6 features of each class"):
+        parallel.shardings(head, parallel.make_mesh(model=4))
