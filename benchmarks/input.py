@@ -7,7 +7,8 @@ JPEG files of 500 x 375 and of 2000 x 1500 pixels become uint8 batches of 32 ima
 two. `bare` is the limit: one loop a core that reads a file, decodes it at the scale that the pipeline decodes it at,
 resizes it and lays it into a batch, and does nothing else. `dataloader` is what PyTorch's users write: Pillow, full
 size, resize, default collation, a worker a core (or, if that is faster on one core, none). The three take turns in one
-process; a line holds the median of the rounds in images a second and a core, and the median of the rounds' ratios.
+process; a line holds the median of the rounds in images a second and a core, and the median of the rounds' ratios. On
+a machine that others use as well, those "by work" tell more: they count the seconds that cores worked for this process.
 """
 
 import argparse
@@ -158,12 +159,12 @@ def _resident_mib() -> int:
     return int(fields["VmRSS"].split()[0]) >> 10
 
 
-def rate(batches: Iterator[int], seconds: float) -> float:
-    """Images a second, over about so many seconds and whole batches."""
-    began, count = time.perf_counter(), 0
+def rate(batches: Iterator[int], seconds: float) -> tuple[float, float]:
+    """Images a second, over about so many seconds and whole batches; and images a second of this process's cores."""
+    began, worked, count = time.perf_counter(), time.process_time(), 0
     while (took := time.perf_counter() - began) < seconds:
         count += next(batches)
-    return count / took
+    return count / took, count / (time.process_time() - worked)
 
 
 def measure(folder: Path, size: tuple[int, int], cores: int, rounds: int, seconds: float) -> dict[str, Any]:
@@ -181,12 +182,16 @@ def measure(folder: Path, size: tuple[int, int], cores: int, rounds: int, second
     except ImportError:
         pass
     rates: dict[str, list[float]] = {name: [] for name in makers}
+    worked: dict[str, list[float]] = {"ours": [], "bare": [], "dataloader, no worker": []}
     for _ in range(rounds):
         for name, make in makers.items():
             # Anew each time: one that reads ahead would work while another one is timed.
             batches = make()
             rate(batches, seconds / 4)
-            rates[name].append(rate(batches, seconds))
+            in_all, of_work = rate(batches, seconds)
+            rates[name].append(in_all)
+            if name in worked:
+                worked[name].append(of_work)
             if isinstance(batches, Iterator) and hasattr(batches, "close"):
                 batches.close()
     torch_rates = [max(pair) for pair in zip(*(rates[name] for name in rates if "loader" in name), strict=True)]
@@ -194,6 +199,8 @@ def measure(folder: Path, size: tuple[int, int], cores: int, rounds: int, second
     line |= {f"{name}, images/s/core": round(statistics.median(found) / cores, 1) for name, found in rates.items()}
     line["ours/bare"] = _ratio(rates["ours"], rates["bare"])
     line["ours/dataloader"] = _ratio(rates["ours"], torch_rates) if torch_rates else None
+    line |= {f"{name}, images/s of work": round(statistics.median(of), 1) for name, of in worked.items() if of}
+    line["ours/bare by work"] = _ratio(worked["ours"], worked["bare"])
     return line
 
 
