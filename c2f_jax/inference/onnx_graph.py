@@ -8,6 +8,7 @@ convolution are for the runtime's optimiser to cancel.
 
 import string
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ _SAME = {
     **{"and": "And", "or": "Or", "not": "Not", "ge": "GreaterOrEqual", "le": "LessOrEqual", "gt": "Greater"},
     **{"lt": "Less", "eq": "Equal", "abs": "Abs", "neg": "Neg", "exp": "Exp", "log": "Log", "sqrt": "Sqrt"},
     **{"floor": "Floor", "ceil": "Ceil", "sign": "Sign", "tanh": "Tanh", "logistic": "Sigmoid"},
+    "erf": "Erf",
 }
 _IDENTITIES = ("stop_gradient", "copy", "copy_p", "optimization_barrier")
 _REDUCTIONS = {"reduce_sum": "ReduceSum", "reduce_max": "ReduceMax", "reduce_min": "ReduceMin"}
@@ -261,6 +263,7 @@ ELEMENTWISE: dict[str, Callable[..., str]] = {
     "square": lambda graph, names, params, out: graph.add("Mul", [names[0], names[0]]),
     "log1p": lambda graph, names, params, out: graph.add("Log", [graph.add("Add", [names[0], _one(graph, 1, out)])]),
     "expm1": lambda graph, names, params, out: graph.add("Sub", [graph.add("Exp", names), _one(graph, 1, out)]),
+    "erfc": lambda graph, names, params, out: graph.add("Sub", [_one(graph, 1, out), graph.add("Erf", names)]),
     "rem": lambda graph, names, params, out: graph.add("Mod", names, fmod=1),
     "clamp": lambda graph, names, params, out: graph.add("Min", [graph.add("Max", [names[1], names[0]]), names[2]]),
     "convert_element_type": lambda graph, names, params, out: graph.add("Cast", names, to=_dtype(out.dtype)),
@@ -374,26 +377,34 @@ def _dot(graph: _Graph, names: Sequence[str], params: Any, avals: Sequence[Any],
     return graph.add("Einsum", names, equation=f"{''.join(left)},{''.join(right)}->{''.join(result)}")
 
 
-def _max_pool(graph: _Graph, names: Sequence[str], params: Any, avals: Sequence[Any], out: Any) -> str:
+def _pool(kind: str, graph: _Graph, names: Sequence[str], params: Any, avals: Sequence[Any], out: Any) -> str:
     window, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
     spatial = [axis for axis, side in enumerate(window) if side > 1]
     dilated = (*params["base_dilation"], *params["window_dilation"])
     if len(spatial) != 2 or any(step != 1 for step in dilated):
-        raise UnknownOperation(f"the largest of windows {window}")
+        raise UnknownOperation(f"a pool over windows {window}")
     others = [axis for axis in range(len(window)) if axis not in spatial]
     order = [*others, *spatial]
     moved = graph.transposed(names[0], order)
     # One axis of images, one of channels.
     flat = graph.reshape(moved, [-1, *(avals[0].shape[axis] for axis in (others[-1], *spatial))])
+    counting: dict[str, Any] = {"count_include_pad": 1} if kind == "AveragePool" else {}
     pooled = graph.add(
-        "MaxPool",
+        kind,
         [flat],
         kernel_shape=[window[axis] for axis in spatial],
         strides=[strides[axis] for axis in spatial],
         pads=[padding[axis][0] for axis in spatial] + [padding[axis][1] for axis in spatial],
+        **counting,
     )
     back = graph.reshape(pooled, [out.shape[axis] for axis in order])
     return graph.transposed(back, [int(place) for place in np.argsort(order)])
+
+
+def _sum_pool(*arguments: Any) -> str:
+    graph, _, params, _, out = arguments
+    mean = _pool("AveragePool", *arguments)
+    return graph.add("Mul", [mean, _one(graph, float(np.prod(params["window_dimensions"])), out)])
 
 
 OPERATIONS: dict[str, Callable[..., str]] = {
@@ -411,5 +422,6 @@ OPERATIONS: dict[str, Callable[..., str]] = {
     "transpose": _transpose,
     "conv_general_dilated": _convolution,
     "dot_general": _dot,
-    "reduce_window_max": _max_pool,
+    "reduce_window_max": partial(_pool, "MaxPool"),
+    "reduce_window_sum": _sum_pool,
 }
