@@ -53,6 +53,11 @@ def get_config() -> ml_collections.ConfigDict:
     augment.flip = True  # mirror half of the views (WS-DAN)
     augment.brightness = 32 / 255  # shift, fraction of the range (WS-DAN)
     augment.saturation = (0.5, 1.5)  # factor (WS-DAN)
+    augment.erase = 0.0  # probability that a rectangle of a training view takes one colour (random erasing)
+    # Alpha of the share that a training photo keeps when it is averaged with another (mixup), or a rectangle of another
+    # is pasted into it (cutmix): their labels count by share. 0 for never; with both, either by chance.
+    augment.mixup = 0.0
+    augment.cutmix = 0.0  # as mixup
     # Grey levels; input is (pixel - mean) / std. None: those that the weights it begins with were trained with
     # (docs/backbones.md); from scratch 127.5, for input in [-1, 1] (WS-DAN).
     augment.mean = None
@@ -70,6 +75,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.attention_init = "orthogonal"  # (C2F), or lecun_normal
     model.feature_channels = 0  # project the features to this many channels before pooling; 0 keeps them (ours)
     model.feature_scale = 100.0  # s in logits = W(s f) + b (WS-DAN)
+    # Rate of stochastic depth in the last block (EfficientNet-Lite, ConvNeXt, ViT); it rises from 0 in the first.
+    model.drop_path = 0.0
+    model.remat = False  # keep no block's inside for the gradient, but compute it again: less memory, more time
     model.dtype = "float32"  # compute dtype: float32, bfloat16, or float64 (for checks)
 
     config.region = region = ml_collections.ConfigDict()
@@ -96,6 +104,8 @@ def get_config() -> ml_collections.ConfigDict:
     # (WS-DAN, which always has it).
     loss.drop_view = False
 
+    loss.label_smoothing = 0.0  # share of each target that all classes have in equal parts
+
     config.stages = stages = ml_collections.ConfigDict()
     stages.coarse_epochs = 20.0  # the only stage of baseline, attention and wsdan (ours)
     stages.fine_epochs = 20.0  # of coarse2fine and random_box (ours)
@@ -109,6 +119,11 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.momentum = 0.9  # (WS-DAN)
     optimizer.weight_decay = 1e-5  # (WS-DAN)
     optimizer.clip_norm = 0.0  # on the gradient's global norm; 0 for none (WS-DAN)
+    # Factor on the backbone's rate for each layer from its own to the head; 1 for the same everywhere.
+    optimizer.layer_decay = 1.0
+    # Parameters in whose path ("backbone/layer1_0/conv1/kernel") this regular expression is found stay as they are, and
+    # so do running statistics; empty for none, ^backbone/ for the whole backbone.
+    optimizer.freeze = ""
     optimizer.schedule = "cosine"  # to 0 at its end, or exponential
     optimizer.restart = True  # the schedule starts again with the fine stage; or else one goes over both stages
     optimizer.warmup_epochs = 0.0  # linear rise at the schedule's start
@@ -118,6 +133,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 12  # of all devices together (WS-DAN)
     train.accumulate = 1  # compute the batch in so many parts, one after the other, to save memory (batch norm by part)
+    # Also keep exponential moving averages of what is learned, with which the run then answers; they keep this much of
+    # themselves at each step (0.999 or so). 0 for none.
+    train.ema_decay = 0.0
     train.eval_batch_size = 64  # rounded up to what the devices divide
     train.eval_every_epochs = 1.0  # on the validation part; 0: never
     train.log_every_steps = 50  # a line of metrics.jsonl

@@ -21,7 +21,7 @@ from c2f_jax.inference.gate import HEAT_SIZE, first_look, gated, second_look
 from c2f_jax.kernels import ordered
 from c2f_jax.models.two_looks import attention_over_image, log_probabilities
 from c2f_jax.runs import fusion, none_of_these, parallel
-from c2f_jax.runs.build import build_trained
+from c2f_jax.runs.build import answering, build_trained
 from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.workdir import read_class_names, read_config
 from c2f_jax.training import steps
@@ -81,6 +81,7 @@ class Model:
         self._trained = build_trained(config, num_classes=len(self.class_names))
         self.step, model = read_latest(workdir, self._trained.abstract_model)
         # As arguments of the compiled function, not constants in it.
+        model = answering(model)
         self.variables = (model["params"], model["batch_stats"])
         self.workdir, self.config = workdir, config
         self.fusion = fusion.read(workdir, self.step)  # how the looks become the answer; None: their average

@@ -5,7 +5,9 @@ mean, variance and normalised values again for each of their uses: the gradient 
 """
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import flax.linen as nn
@@ -94,7 +96,10 @@ class BatchNorm(nn.Module):
     scale_init: Callable[..., jax.Array] = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+        """x [B, H, W, C] -> [B, H, W, C]. use_running_average: in place of the attribute, where it is not None."""
+        if use_running_average is None:
+            use_running_average = self.use_running_average
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
@@ -102,7 +107,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         dtype = self.dtype or jnp.promote_types(x.dtype, scale.dtype)
         x = x.astype(dtype)
-        if self.use_running_average:
+        if use_running_average:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             return (x * factor + (bias - running_mean.value * factor)).astype(dtype)
         # While variables are being made, there may be no such device axis yet.
@@ -112,3 +117,18 @@ class BatchNorm(nn.Module):
             for running, now in ((running_mean, mean), (running_var, variance)):
                 running.value = self.momentum * running.value + (1.0 - self.momentum) * now.astype(running.value.dtype)
         return out
+
+
+@contextmanager
+def frozen_statistics(pattern: str) -> Iterator[None]:
+    """What is traced within normalises by running statistics, and leaves them, wherever `pattern` is found in a norm's
+    path ("backbone/layer1_0/bn1"); nowhere if it is empty."""
+
+    def freeze(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        norm = isinstance(context.module, BatchNorm | nn.BatchNorm) and context.method_name == "__call__"
+        if norm and re.search(pattern, "/".join(context.module.path)):
+            kwargs = {**kwargs, "use_running_average": True}
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(freeze) if pattern else nullcontext():
+        yield

@@ -4,7 +4,8 @@ A backbone is a module called as `backbone(images, train=...)`: images `[B, H, W
 """
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -98,12 +99,21 @@ _CONSTRUCTORS: dict[str, _Entry] = {
 }
 
 
-def _make(name: str, *, output_stride: int = 0, **settings: Any) -> nn.Module:
+def _make(name: str, *, output_stride: int = 0, drop_path: float = 0.0, **settings: Any) -> nn.Module:
     constructor, strides = _CONSTRUCTORS[name]
     if output_stride not in (0, *strides):
         supported = " or ".join(str(stride) for stride in strides)
         raise ValueError(f"{name} has output stride {supported} (0: {next(iter(strides))}), got {output_stride}")
+    if drop_path:
+        if not has_drop_path(name):
+            raise ValueError(f"{name} has no stochastic depth, got drop_path={drop_path}")
+        settings["drop_path"] = drop_path
     return constructor(**{**strides.get(output_stride, {}), **settings})
+
+
+def has_drop_path(name: str) -> bool:
+    """Whether the architecture has stochastic depth."""
+    return name.startswith(("efficientnet_lite", "convnext", "vit_"))
 
 
 def output_strides(name: str) -> tuple[int, ...]:
@@ -124,5 +134,34 @@ def smallest_view(name: str, output_stride: int) -> int:
 
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {name: functools.partial(_make, name) for name in _CONSTRUCTORS}
-"""Name to constructor with keyword arguments `dtype` (compute dtype), `axis_name` (see `ResNet`) and `output_stride`:
-pixels of the image per pixel of the feature map, 0 for the backbone's own; ValueError where it has no such stride."""
+"""Name to constructor with keyword arguments `dtype` (compute dtype), `axis_name` (see `ResNet`), `output_stride`
+(pixels of the image per feature, 0 for the backbone's own), `drop_path` (rate of stochastic depth) and `remat` (keep no
+block's inside for the gradient); ValueError where it has no such stride, or no stochastic depth."""
+
+_STEM = re.compile(r"(conv1|bn1|conv_stem|stem_.*|Conv2d_.*|patch_embed_proj|.*_token|pos_embed|norm_pre)")
+_LAST = re.compile(r"(conv_head|bn2|norm)")
+
+
+def layer_numbers(paths: Iterable[tuple[str, ...]]) -> list[int]:
+    """For each parameter of a backbone how many layers come before its own: 0 for the stem, then block after block.
+
+    Args:
+        paths: of all its parameters, as ("layer1_0", "conv1", "kernel").
+    """
+
+    def block(path: tuple[str, ...]) -> tuple[int, str, tuple[int, ...]]:
+        top = path[0]
+        if _STEM.fullmatch(top):
+            return 0, "", ()
+        if _LAST.fullmatch(top):
+            return 2, "", ()
+        if top.startswith("stages_") and path[1].startswith("blocks_"):
+            top += path[1].removeprefix("blocks")
+        elif top.startswith("stages_"):  # what leads into a stage belongs to its first block
+            top += "_0"
+        kind = "Mixed" if top.startswith("Mixed") else ""
+        return 1, kind and top, tuple(int(number) for number in re.findall(r"\d+", top))
+
+    found = [block(tuple(path)) for path in paths]
+    order = {name: number for number, name in enumerate(sorted(set(found)))}
+    return [order[name] for name in found]

@@ -9,7 +9,8 @@ Names follow timm's keys one by one: `stages.2.downsample.1` is `stages_2/downsa
 References: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; Woo et al., ConvNeXt V2, arXiv:2301.00808.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from c2f_jax.layers.conv import Conv
+from c2f_jax.layers.drop_path import DropPath, rising
 from c2f_jax.layers.norm import LayerNorm
 
 small_normal = nn.initializers.truncated_normal(0.02)
@@ -63,6 +65,7 @@ class Block(nn.Module):
     """7x7 depthwise, layer norm, `Mlp`, in v1 a factor per channel, and the shortcut: `[B, H, W, C]` to the same."""
 
     version: int
+    drop_path: float
     dtype: Any
 
     @nn.compact
@@ -74,16 +77,16 @@ class Block(nn.Module):
         if self.version == 1:
             gamma = self.param("gamma", nn.initializers.constant(1e-6), (features,), jnp.float32)
             y = y * gamma.astype(y.dtype)
-        return x + y
+        return x + DropPath(self.drop_path, name="drop_path")(y)
 
 
 class Stage(nn.Module):
     """Blocks, and before them a layer norm and a 2x2 convolution of that stride (0: neither)."""
 
     features: int
-    depth: int
     stride: int
-    version: int
+    drop_path: Sequence[float]  # of each block
+    block: Callable[..., nn.Module]
     dtype: Any
 
     @nn.compact
@@ -96,8 +99,8 @@ class Stage(nn.Module):
                 self.features, 2, strides=self.stride, padding=padding, use_bias=True, dtype=self.dtype,
                 kernel_init=small_normal, name="downsample_1",
             )(x)  # fmt: skip
-        for index in range(self.depth):
-            x = Block(self.version, self.dtype, name=f"blocks_{index}")(x)
+        for index, rate in enumerate(self.drop_path):
+            x = self.block(drop_path=rate, name=f"blocks_{index}")(x)
         return x
 
 
@@ -107,6 +110,8 @@ class ConvNeXt(nn.Module):
     Attributes:
       depths, widths: blocks and channels of each stage.
       version: 1, with a learned factor per channel, or 2, with the global response norm.
+      drop_path: rate of stochastic depth in the last block; it rises from 0 in the first.
+      remat: compute each block anew for the gradient, instead of keeping what is in it.
       output_stride: 32, or 16: the last 2x2 convolution then runs at stride 1, with the same weights.
       dtype: compute dtype; parameters stay float32.
       axis_name: as other backbones have it; of no use here.
@@ -115,6 +120,8 @@ class ConvNeXt(nn.Module):
     depths: Sequence[int]
     widths: Sequence[int]
     version: int = 1
+    drop_path: float = 0.0
+    remat: bool = False
     output_stride: int = 32
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -128,8 +135,12 @@ class ConvNeXt(nn.Module):
             self.widths[0], 4, strides=4, use_bias=True, dtype=self.dtype, kernel_init=small_normal, name="stem_0"
         )(x)
         x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="stem_1")(x)
-        last = len(self.depths) - 1
+        last, rates = len(self.depths) - 1, iter(rising(self.drop_path, sum(self.depths)))
+        block = functools.partial(nn.remat(Block) if self.remat else Block, version=self.version, dtype=self.dtype)
         for index, (depth, features) in enumerate(zip(self.depths, self.widths, strict=True)):
             stride = 0 if index == 0 else 1 if index == last and self.output_stride == 16 else 2
-            x = Stage(features, depth, stride, self.version, self.dtype, name=f"stages_{index}")(x)
+            stage = Stage(
+                features, stride, [next(rates) for _ in range(depth)], block, self.dtype, name=f"stages_{index}"
+            )
+            x = stage(x)
         return x

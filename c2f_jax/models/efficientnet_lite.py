@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from c2f_jax.layers.conv import Conv
+from c2f_jax.layers.drop_path import DropPath, rising
 from c2f_jax.layers.norm import BatchNorm
 
 # Per stage: expansion, output channels, blocks, stride of the first block, kernel size (table 1 of the paper).
@@ -66,6 +67,7 @@ class InvertedResidual(nn.Module):
     kernel_size: int
     stride: int
     expansion: int
+    drop_path: float
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
@@ -76,7 +78,9 @@ class InvertedResidual(nn.Module):
         y = _depthwise(y, self.kernel_size, self.stride, self.conv)
         y = nn.relu6(self.norm(name="bn2")(y))
         y = self.norm(name="bn3")(self.conv(self.features, 1, name="conv_pwl")(y))
-        return x + y if self.stride == 1 and x.shape[-1] == self.features else y
+        if self.stride > 1 or x.shape[-1] != self.features:
+            return y
+        return x + DropPath(self.drop_path, name="drop_path")(y)
 
 
 def _depthwise(x: jax.Array, kernel_size: int, stride: int, conv: Callable[..., nn.Module]) -> jax.Array:
@@ -102,10 +106,12 @@ def _to_eights(channels: float) -> int:
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite as a feature extractor, without the drop-connect and dropout of its training.
+    """EfficientNet-Lite as a feature extractor, without the dropout of its training.
 
     Attributes:
       width, depth: how much wider and deeper than Lite0 it is.
+      drop_path: rate of stochastic depth in the last block; it rises from 0 in the first.
+      remat: compute each block anew for the gradient, instead of keeping what is in it.
       output_stride: 32, or 16: the last block with stride 2 then runs at stride 1, with the same weights.
       dtype: compute dtype; parameters and batch statistics stay float32.
       axis_name: the mapped axis over which batch statistics are averaged under `pmap`; None under `jit`, where the
@@ -114,6 +120,8 @@ class EfficientNetLite(nn.Module):
 
     width: float = 1.0
     depth: float = 1.0
+    drop_path: float = 0.0
+    remat: bool = False
     output_stride: int = 32
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -140,15 +148,19 @@ class EfficientNetLite(nn.Module):
         )
         x = nn.relu6(norm(name="bn1")(conv(32, 3, strides=2, name="conv_stem")(x)))
         stages, stride_so_far = scaled_stages(self.width, self.depth), 2
+        rates = iter(rising(self.drop_path, sum(count for _, _, count, _, _ in stages)))
+        again = nn.remat if self.remat else lambda kind: kind
+        separable: Any = again(DepthwiseSeparable)
+        inverted: Any = again(InvertedResidual)
         for stage, (expansion, features, count, stride, kernel_size) in enumerate(stages):
             if stride_so_far == self.output_stride:
                 stride = 1
             stride_so_far *= stride
             for index in range(count):
-                step, name = stride if index == 0 else 1, f"blocks_{stage}_{index}"
+                step, name, rate = stride if index == 0 else 1, f"blocks_{stage}_{index}", next(rates)
                 if expansion == 1:
-                    block: nn.Module = DepthwiseSeparable(features, kernel_size, step, conv, norm, name=name)
+                    block: nn.Module = separable(features, kernel_size, step, conv, norm, name=name)
                 else:
-                    block = InvertedResidual(features, kernel_size, step, expansion, conv, norm, name=name)
+                    block = inverted(features, kernel_size, step, expansion, rate, conv, norm, name=name)
                 x = block(x)
         return nn.relu6(norm(name="bn2")(conv(1280, 1, name="conv_head")(x)))

@@ -154,11 +154,13 @@ class InceptionV3(nn.Module):
 
     Attributes:
       last: "Mixed_7c" (about 32 pixels per feature) or "Mixed_6e" (about 16; the three blocks after it are not there).
+      remat: compute each block anew for the gradient, instead of keeping what is in it.
       dtype: compute dtype; parameters and batch statistics stay float32.
       axis_name: the mapped axis over which batch statistics are averaged under `pmap`; None under `jit`.
     """
 
     last: str = "Mixed_7c"
+    remat: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -185,8 +187,9 @@ class InceptionV3(nn.Module):
         )
         for step in STEM:
             x = _max_pool(x) if isinstance(step, str) else layer(*step[1:], name=step[0])(x)
+        mixed = nn.remat(Mixed) if self.remat else Mixed
         for name, (branches, pool) in BLOCKS.items():
-            x = Mixed(branches, pool, layer, name=name)(x)
+            x = mixed(branches, pool, layer, name=name)(x)
             if name == self.last:
                 return x
         raise ValueError(f"last must be one of {', '.join(BLOCKS)}, got {self.last!r}")

@@ -102,6 +102,7 @@ class ResNet(nn.Module):
       stem_width: channels after the first convolution.
       stem_kernel: size of the first convolution (stride 2, padded by half its size).
       stem_pool: whether a 3x3 stride-2 max-pool follows.
+      remat: compute each block anew for the gradient, instead of keeping what is in it.
       dtype: compute dtype; parameters and batch statistics stay float32.
       axis_name: the mapped axis over which batch statistics are averaged under `pmap`; None under `jit`, where the
         batch is the global one already.
@@ -116,6 +117,7 @@ class ResNet(nn.Module):
     stem_width: int = 64
     stem_kernel: int = 7
     stem_pool: bool = True
+    remat: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -148,7 +150,11 @@ class ResNet(nn.Module):
             x = max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         groups = zip(self.block_counts, self.widths, self.group_strides, strict=True)
         block = functools.partial(
-            self.block, conv=conv, norm=norm, groups=self.groups, width_per_group=self.width_per_group
+            nn.remat(self.block) if self.remat else self.block,
+            conv=conv,
+            norm=norm,
+            groups=self.groups,
+            width_per_group=self.width_per_group,
         )
         for group, (count, width, stride) in enumerate(groups, start=1):
             for index in range(count):

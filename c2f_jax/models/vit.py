@@ -10,6 +10,7 @@ References: Dosovitskiy et al., arXiv:2010.11929; Oquab et al., DINOv2, arXiv:23
 Transformers Need Registers, arXiv:2309.16588; Simeoni et al., DINOv3, arXiv:2508.10104.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from c2f_jax.layers.conv import Conv
+from c2f_jax.layers.drop_path import DropPath, rising
 from c2f_jax.layers.norm import LayerNorm
 
 small_normal = nn.initializers.truncated_normal(0.02)
@@ -51,7 +53,7 @@ def rotary_angles(size: tuple[int, int], features: int, temperature: float = 100
     return np.sin(angles), np.cos(angles)
 
 
-def rotate(x: jax.Array, sine: np.ndarray, cosine: np.ndarray) -> jax.Array:
+def rotate(x: jax.Array, sine: Any, cosine: Any) -> jax.Array:
     """x [B, P + n, heads, K] with its last n tokens turned by angles [n, K]; in float32 or wider, of x's dtype."""
     prefix, n = x.shape[1] - len(sine), x.shape[-1] // 2
     wide = x[:, prefix:].astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -72,7 +74,7 @@ class SelfAttention(nn.Module):
         batch, tokens, features = x.shape
         qkv = nn.Dense(3 * features, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=small_normal, name="qkv")(x)
         shape = (batch, tokens, self.heads, features // self.heads)
-        query, key, value = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
+        query, key, value = (qkv[..., i * features : (i + 1) * features].reshape(shape) for i in range(3))
         if angles is not None:
             query, key = rotate(query, *angles), rotate(key, *angles)
         x = jax.nn.dot_product_attention(query, key, value).reshape(batch, tokens, features)
@@ -111,18 +113,20 @@ class Block(nn.Module):
     qkv_bias: bool
     quick_gelu: bool
     layer_scale: float
+    drop_path: float
     epsilon: float
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, angles: tuple[np.ndarray, np.ndarray] | None) -> jax.Array:
-        def scaled(y: jax.Array, name: str) -> jax.Array:
-            return LayerScale(self.layer_scale, name=name)(y) if self.layer_scale else y
+        def scaled(y: jax.Array, half: int) -> jax.Array:
+            y = LayerScale(self.layer_scale, name=f"ls{half}")(y) if self.layer_scale else y
+            return DropPath(self.drop_path, name=f"drop_path{half}")(y)
 
         y = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x)
-        x = x + scaled(SelfAttention(self.heads, self.qkv_bias, self.dtype, name="attn")(y, angles), "ls1")
+        x = x + scaled(SelfAttention(self.heads, self.qkv_bias, self.dtype, name="attn")(y, angles), 1)
         y = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm2")(x)
-        return x + scaled(Mlp(self.quick_gelu, self.dtype, name="mlp")(y), "ls2")
+        return x + scaled(Mlp(self.quick_gelu, self.dtype, name="mlp")(y), 2)
 
 
 class VisionTransformer(nn.Module):
@@ -138,6 +142,8 @@ class VisionTransformer(nn.Module):
       quick_gelu: OpenAI's approximation, in CLIP.
       qkv_bias: whether queries, keys and values have one.
       epsilon: of the layer norms.
+      drop_path: rate of stochastic depth in the last block; it rises from 0 in the first.
+      remat: compute each block anew for the gradient, instead of keeping what is in it.
       dtype: compute dtype; parameters stay float32.
       axis_name: as other backbones have it; of no use here.
     """
@@ -153,13 +159,15 @@ class VisionTransformer(nn.Module):
     quick_gelu: bool = False
     qkv_bias: bool = True
     epsilon: float = 1e-6
+    drop_path: float = 0.0
+    remat: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Images `[B, H, W, 3]` (normalised floats) to feature maps `[B, H / patch, W / patch, width]` of `dtype`."""
         tokens, (rows, columns) = self.tokens(x, train=train), self._grid(x)
-        return tokens[:, 1 + self.registers :].reshape(len(x), rows, columns, self.width)
+        return tokens[:, 1 + self.registers :].reshape(x.shape[0], rows, columns, self.width)
 
     @nn.compact
     def tokens(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -174,7 +182,7 @@ class VisionTransformer(nn.Module):
             self.width, self.patch, strides=self.patch, use_bias=not self.pre_norm, dtype=self.dtype,
             kernel_init=small_normal, name="patch_embed_proj",
         )  # fmt: skip
-        x = stripes(x).reshape(len(x), -1, self.width)
+        x = stripes(x).reshape(x.shape[0], -1, self.width)
         first = [self.param("cls_token", small_normal, (1, 1, self.width), jnp.float32)]
         if self.registers:
             first.append(self.param("reg_token", small_normal, (1, self.registers, self.width), jnp.float32))
@@ -182,20 +190,27 @@ class VisionTransformer(nn.Module):
         if self.positions == "rotary":
             angles = rotary_angles(size, self.width // self.heads)
         else:
-            own = 1 if self.positions == "all" else 0
+            placed = 1 if self.positions == "all" else 0  # tokens with an embedding before the patches'
             if self.is_initializing():
-                self.param("pos_embed", small_normal, (1, own + max(size) ** 2, self.width), jnp.float32)
+                self.param("pos_embed", small_normal, (1, placed + max(size) ** 2, self.width), jnp.float32)
             embeddings: jax.Array = self.get_variable("params", "pos_embed")
-            first[:own] = [token + embeddings[:, :own] for token in first[:own]]
-            x = x + resize_positions(embeddings[:, own:], size).astype(x.dtype)
-        x = jnp.concatenate([*(jnp.tile(token.astype(x.dtype), (len(x), 1, 1)) for token in first), x], axis=1)
+            first[:placed] = [token + embeddings[:, :placed] for token in first[:placed]]
+            x = x + resize_positions(embeddings[:, placed:], size).astype(x.dtype)
+        own = jnp.concatenate(first, axis=1).astype(x.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(own, (x.shape[0], *own.shape[1:])), x], axis=1)
         if self.pre_norm:
             x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm_pre")(x)
-        for index in range(self.depth):
-            x = Block(
-                self.heads, self.qkv_bias, self.quick_gelu, self.layer_scale, self.epsilon, self.dtype,
-                name=f"blocks_{index}",
-            )(x, angles)  # fmt: skip
+        block = functools.partial(
+            nn.remat(Block) if self.remat else Block,
+            heads=self.heads,
+            qkv_bias=self.qkv_bias,
+            quick_gelu=self.quick_gelu,
+            layer_scale=self.layer_scale,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+        )
+        for index, rate in enumerate(rising(self.drop_path, self.depth)):
+            x = block(drop_path=rate, name=f"blocks_{index}")(x, angles)
         return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
 
     def _grid(self, x: jax.Array) -> tuple[int, int]:

@@ -17,11 +17,11 @@ from c2f_jax.data.sources import Balanced, Labelled, Source, Splits, load
 from c2f_jax.data.splitting import compile_pattern
 from c2f_jax.errors import UserError
 from c2f_jax.models.attention_network import AttentionNetwork, PooledNetwork
-from c2f_jax.models.backbones import BACKBONES, output_strides, patch_of, smallest_view
+from c2f_jax.models.backbones import BACKBONES, has_drop_path, output_strides, patch_of, smallest_view
 from c2f_jax.models.pretrained import load_pretrained
 from c2f_jax.models.published import INCEPTION
 from c2f_jax.models.two_looks import learned_region, threshold_region
-from c2f_jax.runs import event_files, fields, parallel, processes
+from c2f_jax.runs import event_files, fields, parallel, processes, recipe
 from c2f_jax.runs.checkpoint import latest_step, read_latest
 from c2f_jax.runs.init_from import Start, choose, told
 from c2f_jax.runs.input_values import tell_of_other_values
@@ -31,7 +31,7 @@ from c2f_jax.storage import as_path
 from c2f_jax.training import augment, losses
 from c2f_jax.training.optimizer import make_optimizer, make_schedule
 from c2f_jax.training.stages import Stage, stage_of_checkpoint
-from c2f_jax.training.train_state import TrainState, create_train_state, init_variables, switch_stage
+from c2f_jax.training.train_state import TrainState, averages_of, create_train_state, init_variables, switch_stage
 
 TWO_STAGES = ("coarse2fine", "random_box")
 MOST_STEPS = 2**31 - 1  # the state counts them in int32
@@ -86,6 +86,7 @@ def check_training(config: Any) -> None:
     augment, stages, optimizer, train = config.augment, config.stages, config.optimizer, config.train
     if train.tensorboard:
         event_files.check()
+    recipe.check(config)
     if augment.min_side > augment.max_side:
         raise UserError(
             f"augment.min_side={augment.min_side} must not be more than augment.max_side={augment.max_side}: "
@@ -93,6 +94,11 @@ def check_training(config: Any) -> None:
         )
     if augment.saturation[0] > augment.saturation[1]:
         raise UserError(f"augment.saturation={augment.saturation} must be (lowest, highest) factor")
+    if config.region.teach and (augment.mixup or augment.cutmix):
+        raise UserError(
+            "augment.mixup and augment.cutmix show two photos in one, and region.teach knows of each alone where to look: "
+            "set one of them to 0"
+        )
     lengths = {name: stages[name] for name in stage_lengths(config)}
     if not optimizer.restart:
         lengths = {" + ".join(lengths): sum(lengths.values())}
@@ -123,7 +129,13 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
     model, region = config.model, config.region
     # float64 is for checks: nothing is cast, everything promotes. Otherwise the compute dtype is told to each layer.
     dtype = None if model.dtype == "float64" else jnp.dtype(model.dtype)
-    backbone = BACKBONES[model.backbone](dtype=dtype, axis_name=axis_name, output_stride=model.output_stride)
+    backbone = BACKBONES[model.backbone](
+        dtype=dtype,
+        axis_name=axis_name,
+        output_stride=model.output_stride,
+        drop_path=model.drop_path if has_drop_path(model.backbone) else 0.0,
+        remat=model.remat,
+    )
     network: AttentionNetwork | PooledNetwork
     if config.method == "baseline":
         network = PooledNetwork(backbone, num_classes)
@@ -147,7 +159,6 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
             dtype=dtype,
             axis_name=axis_name,
         )
-    colour = config.augment.brightness > 0 or tuple(config.augment.saturation) != (1.0, 1.0)
     learned = partial(learned_region, side=region.side)
     test_regions = {
         "baseline": None,
@@ -170,13 +181,7 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
             max_side=config.augment.max_side,
             flip=config.augment.flip,
         ),
-        random_colour=partial(
-            augment.random_colour,
-            brightness=config.augment.brightness,
-            saturation=tuple(config.augment.saturation),
-        )
-        if colour
-        else None,
+        random_colour=recipe.random_changes(config.augment),
         center_weight=config.loss.center_weight,
         center_rate=config.loss.center_rate,
         test_side=config.augment.test_side,
@@ -184,6 +189,8 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
         side=region.side,
         cell_offset=region.cell_offset,
         teach=region.teach,
+        mix=recipe.mix(config.augment),
+        label_smoothing=config.loss.label_smoothing,
     )
 
 
@@ -227,8 +234,10 @@ def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
             weight_decay=settings.weight_decay,
             clip_norm=settings.clip_norm,
             factors={"backbone": 1.0, "head": settings.head_factor, "region": settings.region_factor},
+            layer_decay=settings.layer_decay,
+            frozen=settings.freeze,
         )
-        return Stage(name, start, steps, loss, tx, schedule, probe)
+        return Stage(name, start, steps, loss, tx, schedule, probe, settings.freeze)
 
     region = config.region
     random_region = partial(losses.random_region, min_side=region.min_side, max_side=region.max_side)
@@ -341,6 +350,7 @@ class Run:
         if same and head[0] == head[1] and fresh.centers is not None and "attention" in template["params"]:
             template |= parallel.on_mesh({"centers": fresh.centers}, self.mesh)
         step, model = read_latest(there, template, finite=True)
+        model = {**model, **answering(model)}
         try:
             new, taken, left = choose(model, fresh, same_classes=same)
         except UserError as error:
@@ -361,7 +371,11 @@ class Run:
 
     def _scratch(self) -> TrainState:
         state = create_train_state(
-            jax.random.key(self.config.seed), self.task, self.stages[0], num_classes=len(self.splits.class_names)
+            jax.random.key(self.config.seed),
+            self.task,
+            self.stages[0],
+            num_classes=len(self.splits.class_names),
+            averaged=self.config.train.ema_decay > 0,
         )
         return _in_dtype(state, self.config.model.dtype)
 
@@ -410,13 +424,20 @@ def _in_dtype(tree: Any, dtype: str) -> Any:
 
 
 def abstract_model(config: Any, task: losses.Task, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Shapes, dtypes and places of `params` and `batch_stats`, as checkpoints hold them."""
+    """Shapes, dtypes and places of `params`, `batch_stats` and perhaps `average`, as checkpoints hold them."""
 
     def fresh() -> dict[str, Any]:
-        variables = init_variables(jax.random.key(0), task)
-        return _in_dtype({name: variables[name] for name in ("params", "batch_stats")}, config.model.dtype)
+        model = init_variables(jax.random.key(0), task)
+        if config.train.ema_decay > 0:
+            model = {**model, "average": averages_of(model["params"], model["batch_stats"])}
+        return _in_dtype(model, config.model.dtype)
 
     return parallel.on_mesh(jax.eval_shape(fresh), mesh)
+
+
+def answering(model: dict[str, Any]) -> dict[str, Any]:
+    """The `params` and `batch_stats` with which a run answers: the averages, where its checkpoint has them."""
+    return model.get("average") or {name: model[name] for name in ("params", "batch_stats")}
 
 
 def load_splits(config: Any) -> Splits:
@@ -477,6 +498,7 @@ def build(config: Any) -> Run:
     mesh = parallel.make_mesh(model=config.parallel.model)
     backend = parallel.make_backend(config.parallel.backend, mesh)
     task = make_task(config, num_classes=len(splits.class_names), axis_name=backend.axis_name)
+    recipe.check_frozen(config.optimizer.freeze, task)
     return Run(
         config=config,
         splits=splits,

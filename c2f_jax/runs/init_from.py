@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from c2f_jax.errors import UserError
+from c2f_jax.training.train_state import averages_of
 
 
 class Start(NamedTuple):
@@ -36,10 +37,13 @@ class Start(NamedTuple):
         def merged(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
             return {**old, **{name: cast(tree, old[name]) for name, tree in new.items()}}
 
+        params = merged(self.params, state.params)
+        stats = {name: merged(self.batch_stats.get(name, {}), old) for name, old in state.batch_stats.items()}
         return state.replace(
-            params=merged(self.params, state.params),
-            batch_stats={name: merged(new, state.batch_stats[name]) for name, new in self.batch_stats.items()},
+            params=params,
+            batch_stats=stats,
             centers=state.centers if self.centers is None else cast(self.centers, state.centers),
+            average=None if state.average is None else averages_of(params, stats),
         )
 
 

@@ -25,7 +25,16 @@ from c2f_jax.evaluation.fusion import Fusion
 from c2f_jax.evaluation.pictures import save_sheet
 from c2f_jax.evaluation.scores import Scores, batch_scores, joined
 from c2f_jax.runs import fusion, none_of_these, outcome, parallel, processes
-from c2f_jax.runs.build import Run, Trained, build, build_trained, evaluation_batches, load_splits, raw_images
+from c2f_jax.runs.build import (
+    Run,
+    Trained,
+    answering,
+    build,
+    build_trained,
+    evaluation_batches,
+    load_splits,
+    raw_images,
+)
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
 from c2f_jax.runs.event_files import EventFiles, check_place
 from c2f_jax.runs.evidence import evidence_of
@@ -156,6 +165,7 @@ def _train(
                 stage=stage,
                 seed=config.seed,
                 accumulate=train.accumulate,
+                ema_decay=train.ema_decay,
                 axis_name=axis,
             )
         )
@@ -331,6 +341,7 @@ def evaluate_checkpoint(config: Any, workdir: storage.Name, *, tell_unknown: boo
     processes.check_same("config", essential(config))
     processes.check_same("data set", [splits.class_names, len(splits.test)])
     step, model = read_latest(workdir, trained.abstract_model)
+    model = answering(model)
     batches = evaluation_batches(config, splits.test, trained.mesh)
     program = _eval_program(trained.task, trained.mesh)
     metrics, scores = _evaluated(program, model["params"], model["batch_stats"], batches)
@@ -401,7 +412,10 @@ def _evaluated(program: Any, params: Any, batch_stats: Any, batches: Iterator[An
 
 
 def _evaluator(run: Run, signal: Callable[[], int], remedy: Callable[[], str]) -> Any:
-    """(state, source, what it is) -> what `_evaluated` does; raises `_Asked` between batches if there is a signal."""
+    """(state, source, what it is) -> what `_evaluated` does; raises `_Asked` between batches if there is a signal.
+
+    Where the state has averages, their metrics come beside as `ema_...`, and the scores are theirs.
+    """
     program = _eval_program(run.task, run.mesh)
 
     def heeding(batches: Iterator[Any]) -> Iterator[Any]:
@@ -412,7 +426,11 @@ def _evaluator(run: Run, signal: Callable[[], int], remedy: Callable[[], str]) -
 
     def evaluate_on(state: TrainState, source: Source, what: str) -> tuple[dict[str, float], Scores]:
         try:
-            return _evaluated(program, state.params, state.batch_stats, heeding(run.evaluation_batches(source)))
+            found = _evaluated(program, state.params, state.batch_stats, heeding(run.evaluation_batches(source)))
+            if state.average is None:
+                return found
+            averaged, scores = _evaluated(program, *state.answers, heeding(run.evaluation_batches(source)))
+            return found[0] | {f"ema_{name}": value for name, value in averaged.items()}, scores
         except FloatingPointError as error:
             raise FloatingPointError(f"{what}: {error}{remedy()}") from None
 
@@ -425,8 +443,7 @@ def _draw_sheet(run: Run, state: TrainState, path: Path) -> None:
     source, raw = Subset(run.splits.test, range(count)), raw_images(run.config)
     (batch,) = pipeline.evaluation_batches(source, batch_size=count, raw=raw, process=0, processes=1)
     # The weights are arguments: as constants they would make a program of their own size for each run.
-    weights = jax.tree.map(parallel.whole, (state.params, state.batch_stats))
-    looks = partial(jax.jit(partial(predict, run.task)), *weights)
+    looks = partial(jax.jit(partial(predict, run.task)), *jax.tree.map(parallel.whole, state.answers))
     with storage.writing(path) as file:
         save_sheet(file, looks, batch, run.splits.class_names)
 

@@ -46,6 +46,9 @@ BEFORE: dict[str, Any] = {
     "region.side": 0.0,
     "region.teach": 0.0,
     "optimizer.restart": True,
+    **{"augment.erase": 0.0, "augment.mixup": 0.0, "augment.cutmix": 0.0, "loss.label_smoothing": 0.0},
+    **{"model.drop_path": 0.0, "model.remat": False, "optimizer.layer_decay": 1.0, "optimizer.freeze": ""},
+    "train.ema_decay": 0.0,
 }
 
 # Whoever takes a field away says here with which value a run was as it is now without: others cannot be trained on.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from c2f_jax.kernels import flip_horizontal
 
 # Streams of one example's key.
-CROP, COLOUR, REGION, PLACE = range(4)
+CROP, COLOUR, REGION, PLACE, MIX, ERASE, DEPTH = range(7)
 
 
 def example_keys(seed: int, step: jax.Array, row: jax.Array) -> jax.Array:
@@ -77,6 +77,79 @@ def random_colour(
         return jnp.clip(changed, 0.0, 255.0).astype(view.dtype)
 
     return jax.vmap(one)(stream(keys, COLOUR), views)
+
+
+def random_erase(keys: jax.Array, views: jax.Array, *, probability: float, fill: tuple[float, ...]) -> jax.Array:
+    """A random rectangle of a view takes one colour, with that probability.
+
+    Args:
+        keys: [B].
+        views: [B, S, S, 3], values 0..255.
+        probability: of each view.
+        fill: the colour; the mean of the input makes it 0 for the network.
+
+    Returns:
+        [B, S, S, 3]. Rectangles have a fiftieth to a third of the view, sides of 0.3 to 3.3.
+
+    References:
+        Zhong et al., Random Erasing Data Augmentation, arXiv:1708.04896.
+    """
+
+    def one(key: jax.Array, view: jax.Array) -> jax.Array:
+        draws = jax.random.uniform(key, (5,))
+        area, aspect = 0.02 + draws[0] * (1 / 3 - 0.02), jnp.exp((2 * draws[1] - 1) * jnp.log(3.3))
+        sides = jnp.minimum(jnp.sqrt(area * jnp.stack([aspect, 1 / aspect])), 1.0)
+        low = draws[2:4] * (1.0 - sides)
+        inside = _inside(view.shape[-3], low, low + sides) & (draws[4] < probability)
+        return jnp.where(inside[..., None], jnp.asarray(fill, view.dtype), view)
+
+    return jax.vmap(one)(stream(keys, ERASE), views)
+
+
+def mix_examples(
+    keys: jax.Array, images: jax.Array, labels: jax.Array, boxes: jax.Array, *, mixup: float, cutmix: float
+) -> dict[str, jax.Array]:
+    """Each example mixed with the one as far from the batch's other end; where both ways are on, either by chance.
+
+    Args:
+        keys: [B].
+        images: raw, [B, R, R, 3], values 0..255.
+        labels: int [B].
+        boxes: the coarse views' boxes [B, 4] in raw coordinates, mirrored or not: what is pasted lies in them.
+        mixup: alpha of the Beta(alpha, alpha) that an image's share is drawn from, where two are averaged; 0 for never.
+        cutmix: the same, where a rectangle of the other is pasted into it.
+
+    Returns:
+        `image` float32 [B, R, R, 3], `other` int [B], the other's label, and `share` [B], the example's own, at least a
+        half: who it is named after is the greater part of it.
+
+    References:
+        Zhang et al., mixup, arXiv:1710.09412; Yun et al., CutMix, arXiv:1905.04899.
+    """
+
+    def one(key: jax.Array, image: jax.Array, other: jax.Array, box: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kind_key, share_key, corner_key = jax.random.split(key, 3)
+        pastes = jax.random.uniform(kind_key) < (0.5 if mixup and cutmix else float(cutmix > 0))
+        alpha = jnp.where(pastes, cutmix or 1.0, mixup or 1.0)
+        share = jax.random.beta(share_key, alpha, alpha)
+        share = jnp.maximum(share, 1.0 - share)
+        low, high = jnp.minimum(box[:2], box[2:]), jnp.maximum(box[:2], box[2:])
+        side = jnp.sqrt(1.0 - share)
+        corner = low + jax.random.uniform(corner_key, (2,)) * (1.0 - side) * (high - low)
+        inside = _inside(image.shape[-3], corner, corner + side * (high - low))
+        pasted = jnp.where(inside[..., None], other, image)
+        return jnp.where(pastes, pasted, share * image + (1.0 - share) * other), share
+
+    wide = images.astype(jnp.float32)
+    image, share = jax.vmap(one)(stream(keys, MIX), wide, jnp.flip(wide, 0), boxes)
+    return {"image": image, "other": jnp.flip(labels, 0), "share": share}
+
+
+def _inside(side: int, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Which pixels [side, side] of an image have their middle between two corners (y, x), in fractions of it."""
+    middles = (jnp.arange(side) + 0.5) / side
+    rows, columns = ((middles >= a) & (middles < b) for a, b in zip(low, high, strict=True))
+    return rows[:, None] & columns
 
 
 def normalise(views: jax.Array, *, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:

@@ -32,7 +32,7 @@ class Task:
         view_size: S, in pixels.
         normalise: views with values 0..255 -> network input.
         random_boxes: (keys [B], places [B, 2]) -> coarse boxes [B, 4] of the training views.
-        random_colour: (keys [B], views) -> views, or None for no colour changes.
+        random_colour: (keys [B], views) -> views changed in colour, or in parts; None for no changes.
         center_weight: lambda, on the centre loss.
         center_rate: beta, of the centres' update.
         test_side: of the central coarse box in evaluation and prediction, a fraction of the raw image's.
@@ -40,6 +40,8 @@ class Task:
         side: of the second look, a fraction of the raw image; 0 where the region says how large it is.
         cell_offset: of the feature maps' cells, see `soft_box`.
         teach: weight of the table's teaching where the batch holds `evidence`.
+        mix: (keys [B], raw images, labels, coarse boxes) -> `augment.mix_examples`'s part of a batch, or None.
+        label_smoothing: share of the target that all classes have in equal parts.
     """
 
     network: nn.Module
@@ -54,6 +56,8 @@ class Task:
     side: float
     cell_offset: float
     teach: float
+    mix: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Batch] | None = None
+    label_smoothing: float = 0.0
 
 
 class Aux(NamedTuple):
@@ -70,9 +74,26 @@ class Aux(NamedTuple):
     pooled: jax.Array | None
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean over the batch. logits [B, C], labels int [B] -> scalar."""
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+def cross_entropy(logits: jax.Array, batch: Batch, *, smoothing: float = 0.0) -> jax.Array:
+    """Mean over the batch of the cross entropy with its labels, those of mixed examples by their shares.
+
+    Args:
+        logits: [B, C].
+        batch: `label` int [B]; of mixed examples `other` int [B] and `share` [B], the first label's.
+        smoothing: share of each target that all classes have in equal parts.
+    """
+
+    def by_label(labels: jax.Array) -> jax.Array:
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        if smoothing:
+            even = -jnp.mean(jax.nn.log_softmax(logits, axis=-1), axis=-1)
+            values = (1.0 - smoothing) * values + smoothing * even
+        return values
+
+    values = by_label(batch["label"])
+    if "other" in batch:
+        values = batch["share"] * values + (1.0 - batch["share"]) * by_label(batch["other"])
+    return jnp.mean(values)
 
 
 def _look_twice(
@@ -96,17 +117,17 @@ def _look_twice(
     )
 
 
-def _view_metrics(logits: dict[str, jax.Array], labels: jax.Array) -> dict[str, jax.Array]:
-    metrics = {}
+def _view_metrics(task: Task, logits: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    metrics, labels = {}, batch["label"]
     for name, values in logits.items():
-        metrics[f"{name}/loss"] = cross_entropy(values, labels)
+        metrics[f"{name}/loss"] = cross_entropy(values, batch, smoothing=task.label_smoothing)
         metrics[f"{name}/top_1_accuracy"] = jnp.mean((jnp.argmax(values, axis=-1) == labels).astype(values.dtype))
     return metrics
 
 
 def _finish(task: Task, state: Any, batch: Batch, logits: dict[str, jax.Array], looks: dict[str, Look]) -> Any:
     """Mean of the views' cross entropies plus the weighted losses of the coarse look's centres and region."""
-    metrics = _view_metrics(logits, batch["label"])
+    metrics = _view_metrics(task, logits, batch)
     loss = jnp.mean(jnp.stack([metrics[f"{name}/loss"] for name in logits]))
     pooled = looks["coarse"].out.get("pooled")
     if pooled is not None:

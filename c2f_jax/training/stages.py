@@ -18,6 +18,8 @@ class Stage:
         loss: see `c2f_jax.training.losses`.
         tx: its optimiser, started anew at the stage's start.
         schedule: the learning rate that `tx` uses, by step - start; for the log.
+        frozen: of the parameters that `tx` leaves as they are, see `optimizer.frozen_parameters`; norms in whose path
+            it is found keep their running statistics, and normalise by them.
         probe: measure the gradients that reach the attention through the class and through the box.
     """
 
@@ -28,6 +30,7 @@ class Stage:
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     probe: bool = False
+    frozen: str = ""
 
     @property
     def end(self) -> int:

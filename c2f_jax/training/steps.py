@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from c2f_jax.kernels import compose, update_centers
+from c2f_jax.layers.drop_path import dropping
+from c2f_jax.layers.norm import frozen_statistics
 from c2f_jax.models.two_looks import Look, central_boxes, two_looks
-from c2f_jax.training.augment import example_keys
+from c2f_jax.training.augment import DEPTH, example_keys, stream
 from c2f_jax.training.losses import Batch, Task
+from c2f_jax.training.optimizer import frozen_parameters
 from c2f_jax.training.stages import Stage
 from c2f_jax.training.train_state import TrainState
 
@@ -38,9 +41,16 @@ def _loss_and_gradients(
     keys = example_keys(seed, state.step, batch["row"])
     batch_size = batch["label"].shape[0]
     probes = _attention_probes(task, batch_size) if stage.probe else {}
+    if task.mix is not None:
+        boxes = task.random_boxes(keys, batch["place"])
+        batch = {**batch, **task.mix(keys, batch["image"], batch["label"], boxes)}
 
     def loss_fn(params: Any, probes: Any) -> Any:
-        return stage.loss(task, params, probes, state, batch, keys)
+        if stage.frozen:
+            still = frozen_parameters(params, stage.frozen)
+            params = jax.tree.map(lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf, params, still)
+        with frozen_statistics(stage.frozen), dropping(stream(keys, DEPTH)):
+            return stage.loss(task, params, probes, state, batch, keys)
 
     gradient = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
     (_, aux), (gradients, probe_gradients) = gradient(state.params, probes)
@@ -80,6 +90,7 @@ def train_step(
     stage: Stage,
     seed: int,
     accumulate: int = 1,
+    ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of `stage`.
@@ -92,6 +103,7 @@ def train_step(
         seed: of all randomness, together with the step and each example's row.
         accumulate: in how many parts, one after the other, the batch is computed; its examples' order is kept, batch
             statistics are those of a part.
+        ema_decay: what the state's averages, if it has them, keep of themselves; at first (1 + step) / (10 + step).
         axis_name: the device axis under pmap, None under jit.
 
     Returns:
@@ -110,15 +122,14 @@ def train_step(
     metrics["learning_rate"] = jnp.asarray(stage.schedule(state.step - stage.start), jnp.float32)
     if pooled is not None and state.centers is not None:
         state = state.replace(centers=update_centers(state.centers, pooled, labels, rate=task.center_rate))
-    return (
-        state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        ),
-        metrics,
+    params, average = optax.apply_updates(state.params, updates), state.average
+    if average is not None:
+        kept = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        average = optax.incremental_update({"params": params, "batch_stats": batch_stats}, average, 1.0 - kept)
+    state = state.replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, average=average
     )
+    return state, metrics
 
 
 def predict(task: Task, params: Any, batch_stats: dict[str, Any], batch: Batch) -> dict[str, Look]:

@@ -19,6 +19,7 @@ class TrainState(flax.struct.PyTreeNode):
         batch_stats: {"coarse", "fine"}: running statistics of each kind of view.
         centers: [C, M * N] float32, the attended features' centres by class; None for a network without attention.
         opt_state: of the stage that owns step - 1.
+        average: {"params", "batch_stats"}, exponential moving averages of both over all steps; None for none.
     """
 
     step: jax.Array
@@ -26,6 +27,19 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: dict[str, Any]
     centers: jax.Array | None
     opt_state: Any
+    average: Any = None
+
+    @property
+    def answers(self) -> tuple[Any, dict[str, Any]]:
+        """(parameters, batch statistics) with which the run answers: the averages, where it has them."""
+        if self.average is None:
+            return self.params, self.batch_stats
+        return self.average["params"], self.average["batch_stats"]
+
+
+def averages_of(params: Any, batch_stats: Any) -> dict[str, Any]:
+    """The averages to begin with: copies, as a step must not be given the same buffer twice."""
+    return {"params": jax.tree.map(jnp.copy, params), "batch_stats": jax.tree.map(jnp.copy, batch_stats)}
 
 
 def init_variables(key: jax.Array, task: Task) -> dict[str, Any]:
@@ -38,8 +52,10 @@ def init_variables(key: jax.Array, task: Task) -> dict[str, Any]:
     return {"params": variables["params"], "batch_stats": stats}
 
 
-def create_train_state(key: jax.Array, task: Task, stage: Stage, *, num_classes: int) -> TrainState:
-    """Initial state for `stage`, the first one. key: a typed key."""
+def create_train_state(
+    key: jax.Array, task: Task, stage: Stage, *, num_classes: int, averaged: bool = False
+) -> TrainState:
+    """Initial state for `stage`, the first one. key: a typed key; averaged: with averages of what is learned."""
     variables = init_variables(key, task)
     stats, view = variables["batch_stats"]["coarse"], jnp.zeros((1, task.view_size, task.view_size, 3))
     _, out = jax.eval_shape(
@@ -52,6 +68,7 @@ def create_train_state(key: jax.Array, task: Task, stage: Stage, *, num_classes:
         batch_stats=variables["batch_stats"],
         centers=None if pooled is None else jnp.zeros((num_classes, pooled.shape[-1]), pooled.dtype),
         opt_state=stage.tx.init(variables["params"]),
+        average=averages_of(variables["params"], variables["batch_stats"]) if averaged else None,
     )
 
 

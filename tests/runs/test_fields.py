@@ -51,6 +51,9 @@ MUST_TRAIN = {
     "augment.test_side": (0.01, 1.0),
     "augment.brightness": (0.0, 1.0),
     "augment.saturation": ((0.0, 0.0), (1.0, 1.0), (0.0, 10.0)),
+    "augment.erase": (0.0, 1.0),
+    "augment.mixup": (0.0, 1e-3, 10.0),
+    "augment.cutmix": (0.0, 1e-3, 10.0),
     "augment.mean": ((0.0,) * 3, (255.0,) * 3),
     "augment.std": ((1.0,) * 3, (255.0,) * 3),
     "model.view_size": (8, 256),
@@ -68,6 +71,7 @@ MUST_TRAIN = {
     "region.cell_offset": (-2.0, 0.0, 2.0),
     "loss.center_weight": (0.0, 1e3),
     "loss.center_rate": (0.0, 1.0),
+    "loss.label_smoothing": (0.0, 0.99),
     "stages.coarse_epochs": (0.0, 1e6),
     "stages.fine_epochs": (0.0, 1e6),
     "optimizer.learning_rate": (1e-12, 100.0),
@@ -76,12 +80,14 @@ MUST_TRAIN = {
     "optimizer.fine_factor": (0.0, 1e3),
     "optimizer.momentum": (0.0, 0.9999),
     "optimizer.weight_decay": (0.0, 10.0),
+    "optimizer.layer_decay": (0.01, 1.0),
     "optimizer.clip_norm": (0.0, 5e-324, 1e9),
     "optimizer.warmup_epochs": (0.0,),
     "optimizer.decay_rate": (1e-3, 1.0),
     "optimizer.decay_epochs": (0.01, 1e6),
     "train.batch_size": (4, 80),
     "train.accumulate": (1, 2),
+    "train.ema_decay": (0.0, 0.999999),
     "train.eval_batch_size": (1, 64),
     "train.eval_every_epochs": (0.0, 5e-324, 1e6),
     "train.log_every_steps": (1, 2**31 - 1),
@@ -93,6 +99,7 @@ MUST_TRAIN = {
 ELSEWHERE = {
     *("method", "init_from", "dataset.name", "dataset.path", "dataset.fields", "dataset.cache_dir"),
     *("model.backbone", "model.pretrained"),
+    "model.drop_path",  # test_features
     *("compilation_cache", "parallel.backend"),
 }
 # Ends of ranges that this test has not the memory, the time or the data for: there the machine sets the limit, not the

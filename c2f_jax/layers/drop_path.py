@@ -1,0 +1,61 @@
+"""Stochastic depth: a residual branch is left out for some examples of a training batch.
+
+References: Huang et al., Deep Networks with Stochastic Depth, arXiv:1603.09382.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def drop_path(keys: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+    """x [B, ...] with zeros for the examples whose key [B] says so, the others divided by `1 - rate`: mean x."""
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(keys)
+    return x * (kept / (1.0 - rate)).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+class DropPath(nn.Module):
+    """`drop_path` of a residual branch within `dropping`, and the identity elsewhere.
+
+    Attributes:
+        rate: probability that an example goes without the branch.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, ...] -> [B, ...]."""
+        return x
+
+
+@contextmanager
+def dropping(keys: jax.Array) -> Iterator[None]:
+    """What is traced within leaves branches out. keys: of the batch's examples [B].
+
+    An example's draws depend on its key, the branch and how often that was called before: a second look has its own.
+    """
+    calls: Counter[str] = Counter()
+
+    def draw(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if not isinstance(module, DropPath) or context.method_name != "__call__" or not module.rate:
+            return call(*args, **kwargs)
+        path = "/".join(module.path)
+        number = zlib.crc32(f"{path} {calls[path]}".encode())
+        calls[path] += 1
+        return drop_path(jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(number)), args[0], module.rate)
+
+    with nn.intercept_methods(draw):
+        yield
+
+
+def rising(rate: float, count: int) -> list[float]:
+    """Rates of `count` blocks, from 0 to `rate` in even steps."""
+    return [rate * i / max(count - 1, 1) for i in range(count)]
