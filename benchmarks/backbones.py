@@ -90,7 +90,9 @@ def tables() -> str:
     exact = {line["backbone"]: line["difference"] for line in lines}
     rows = ["| backbone | parameters | pixels per feature | differs from timm's by |", "|---|---|---|---|"]
     for name in BACKBONES:
-        difference = f"{exact[name]:.0e}" if name in exact else "ours alone"
+        difference = "small form only" if name in PUBLISHED else "ours alone"
+        if name in exact:
+            difference = f"{exact[name]:.0e}"
         strides = ", ".join(str(stride) for stride in output_strides(name))
         rows.append(f"| `{name}` | {parameters_of(name):,} | {strides} | {difference} |")
     rows += ["", "| `model.pretrained` | for | licence | images of | mean | std |", "|---|---|---|---|---|---|"]
