@@ -96,8 +96,8 @@ def check_training(config: Any) -> None:
         raise UserError(f"augment.saturation={augment.saturation} must be (lowest, highest) factor")
     if config.region.teach and (augment.mixup or augment.cutmix):
         raise UserError(
-            "augment.mixup and augment.cutmix show two photos in one, and region.teach knows of each alone where to look: "
-            "set one of them to 0"
+            "augment.mixup and augment.cutmix show two photos in one, region.teach knows where to look in each alone; "
+            "set --config.region.teach=0.0, or the other two"
         )
     lengths = {name: stages[name] for name in stage_lengths(config)}
     if not optimizer.restart:

@@ -106,7 +106,7 @@ class Checkpoints:
         with self._told(f"saved at step {step}"):
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(beside)),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(_saved(state)), progress=ocp.args.JsonSave(beside)),
                 force=not due,
             )
 
@@ -117,11 +117,11 @@ class Checkpoints:
         Raises:
             UserError: if it is not what was saved.
         """
-        items = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore())
-        )
-        _verify(items.state, items.progress)
-        return items.state, {name: value for name, value in items.progress.items() if name != CHECKSUMS}
+        wanted = ocp.args.StandardRestore(_saved(template))
+        items = self._manager.restore(step, args=ocp.args.Composite(state=wanted, progress=ocp.args.JsonRestore()))
+        state = items.state if isinstance(template, dict) else dataclasses.replace(template, **items.state)
+        _verify(state, items.progress)
+        return state, {name: value for name, value in items.progress.items() if name != CHECKSUMS}
 
     def restore_latest(self, template: Callable[[int], Any]) -> tuple[int, Any, dict[str, float], tuple[str, ...]]:
         """(step, state, numbers, lines to tell) of the last checkpoint that is whole; damaged ones after it are moved
@@ -207,6 +207,11 @@ def is_finite(tree: Any) -> bool:
 
 def _fields(state: Any) -> dict[str, Any]:
     return state if isinstance(state, dict) else {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+
+
+def _saved(state: Any) -> dict[str, Any]:
+    """What there is of it: a field that a run makes no use of is not in its checkpoints, as before there was one."""
+    return {name: value for name, value in _fields(state).items() if value is not None}
 
 
 def _dtype(params: Any) -> str:
