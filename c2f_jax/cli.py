@@ -19,6 +19,8 @@ from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import check_reading, read_config
 
 HOW = ("refuse", "skip")  # photos of classes that a run does not know
+# By mode, where --output says nothing, or names a folder.
+OUTPUTS = {"prepare": "contact_sheet.jpg", "predict": "predictions.csv", "export": "export", "report": "report.html"}
 
 
 class Cluster(NamedTuple):
@@ -314,9 +316,10 @@ def parse(argv: Sequence[str]) -> Command:
         )
     config = _config(mode, paths.get("config"), workdir, rest)
     config.lock()
-    defaults = {"predict": "predictions.csv", "export": "export", "prepare": "contact_sheet.jpg"}
-    default = defaults.get(mode, "evaluation.json")
+    default = OUTPUTS.get(mode, "evaluation.json")
     output = paths.get("output", Path(default))
+    if mode != "export" and options.output is not None and _is_folder(options.output, output):
+        output = paths["output"] = output / default
     return Command(
         config,
         workdir,
@@ -334,6 +337,11 @@ def parse(argv: Sequence[str]) -> Command:
         options.host or "127.0.0.1",
         _port(options.port),
     )
+
+
+def _is_folder(text: str, place: Path) -> bool:
+    """Whether a place for results, as it was given, is one to put them into: `out/`, or a folder that is there."""
+    return text.endswith("/") or (not storage.is_remote(place) and place.is_dir())
 
 
 def _given(options: argparse.Namespace, name: str) -> bool:

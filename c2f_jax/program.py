@@ -42,6 +42,8 @@ def flag(name: str, value: str | os.PathLike[str]) -> str:
 
 # What only one mode or field needs: the extras of pyproject.toml.
 EXTRAS = {
+    "export": ("flatbuffers", "onnx"),
+    "gcs": ("gcsfs",),
     "report": ("jinja2",),
     "serve": ("pebble", "python-multipart", "starlette", "uvicorn"),
     "tensorboard": ("tensorboardX",),

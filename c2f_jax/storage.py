@@ -12,7 +12,6 @@ which checkpoints need besides (docs/runs.md).
 import contextlib
 import errno
 import hashlib
-import importlib.util
 import io
 import logging
 import os
@@ -24,6 +23,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
+from c2f_jax import program
 from c2f_jax.errors import UserError
 
 SCHEME = "gs://"
@@ -76,6 +76,8 @@ def as_path(flag: str, text: str, *, remote: bool = True) -> Path:
         raise UserError(f"{flag} is empty: give a path, or leave the flag out")
     if "\0" in text:
         raise UserError(f"{flag}: a path holds no NUL character; got {text!r}")
+    if text == "-":
+        raise UserError(f"{flag}: - is no stream here; give a path, or ./- for a file of that name")
     check_scheme(flag, text, ("gs",) if remote else ())
     try:
         return path(text)
@@ -368,6 +370,17 @@ def move_folder(folder: Path, to: Path) -> None:
             files.rm_file(_key(folder / name))
 
 
+def check_name(flag: str, place: Path) -> None:
+    """Raises UserError if no file of that name can be written, nor what its name is made of meanwhile; `flag` names it.
+
+    It need not be there yet: after hours of work is late to hear of it.
+    """
+    if (size := len(os.fsencode(place.name))) > _LONGEST:
+        raise UserError(
+            f"{flag}: {_within(place.name, 40)}...: name too long, {size} bytes; give one of at most {_LONGEST}"
+        )
+
+
 def check_writable(flag: str, folder: Path) -> None:
     """Makes a folder for results, before they are worked for.
 
@@ -429,8 +442,8 @@ def _remote(name: str) -> Path:
     bucket, _, below = name.removeprefix(SCHEME).partition("/")
     if not bucket or ".." in below.split("/"):
         raise UserError(f"a place in a bucket is {SCHEME}BUCKET/PATH; got {name}")
-    if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f"{name} needs the package gcsfs: pip install 'c2f-jax[gcs]', or pip install gcsfs")
+    with program.needing("gcs"):
+        import gcsfs  # noqa: F401
     _files()
     from etils import epath
 

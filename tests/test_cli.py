@@ -94,6 +94,9 @@ def test_workdir_that_is_something_else(capsys, tmp_path):
         (["--mode=predict", "--images=a", "--overlays="], "--overlays is empty"),
         (["--workdir=~nobody_of_that_name/run"], "no home folder"),
         (["--workdir=a\0b"], "NUL"),
+        (["--mode=predict", "--images=a", "--output=-"], "--output: - is no stream here"),
+        (["--mode=predict", "--images=-"], "--images: - is no stream here"),
+        (["--mode=report", "--output", "-"], "--output: - is no stream here"),
         (["--workdir=s3://bucket/run"], "on this machine or gs://..."),
         (["--nothing\nat\nall"], r"--nothing\nat\nall"),
         (["--images=a"], "belongs to --mode predict"),
@@ -114,6 +117,20 @@ def test_home_is_known_in_every_path(tmp_path, monkeypatch, finished_config):
     assert [command.workdir, command.images, command.output, command.overlays] == [
         tmp_path / name for name in ("run", "new", "out.csv", "pictures")
     ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "images", "name"),
+    [("predict", True, "predictions.csv"), ("eval", True, "evaluation.json"), ("report", False, "report.html")],
+)
+def test_results_go_into_a_folder_that_is_named_for_them(tmp_path, finished_config, mode, images, name):
+    (tmp_path / "config.json").write_text(finished_config)
+    (tmp_path / "there").mkdir()
+    command = [f"--mode={mode}", f"--workdir={tmp_path}", *(["--images=new"] if images else [])]
+    for text, expected in (("new/", f"new/{name}"), ("there", f"there/{name}"), ("new.x", "new.x")):
+        assert cli.parse([*command, f"--output={tmp_path}/{text}"]).output == tmp_path / expected
+    command = ["--mode=export", f"--workdir={tmp_path}", f"--output={tmp_path}/there/"]
+    assert cli.parse(command).output == tmp_path / "there"
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from c2f_jax.memory import TUNABLES
+from c2f_jax.program import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -142,3 +143,5 @@ def test_every_package_and_requirement_is_named():
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     project = settings["project"]
     assert sorted(lines) == sorted(project["optional-dependencies"]["train"])
+    for extra, packages in EXTRAS.items():
+        assert [line.partition(">")[0] for line in project["optional-dependencies"][extra]] == list(packages)

@@ -84,8 +84,12 @@ def confused(view: Judged) -> list[tuple[int, int, int]]:
     return sorted(((true, told, count) for (true, told), count in pairs.items()), key=lambda row: (-row[2], row))
 
 
-def difference(first: Judged, other: Judged) -> tuple[float, float, float]:
+def difference(first: Judged, other: Judged, groups: Sequence[str] | None = None) -> tuple[float, float, float]:
     """How much more often `other` is right than `first` on the same images, and its 95 % interval by a bootstrap.
+
+    Args:
+        first, other: the same images.
+        groups: of each image; whole groups are drawn, as of `intervals.bootstrap`. None where nothing is known of any.
 
     Raises:
         ValueError: if there is no image, or they are not the same.
@@ -93,9 +97,11 @@ def difference(first: Judged, other: Judged) -> tuple[float, float, float]:
     if not len(first.labels) or not np.array_equal(first.labels, other.labels):
         raise ValueError("a difference needs one image or more, the same for both")
     gains = right(other).astype(int) - right(first).astype(int)
-    levels, counts = np.unique(gains, return_counts=True)
-    draws = np.random.default_rng(0).multinomial(len(gains), counts / len(gains), size=DRAWS)
-    low, high = np.quantile(draws @ levels / len(gains), (0.025, 0.975))
+    unit = np.arange(len(gains)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    units = np.stack([np.bincount(unit, gains), np.bincount(unit)], axis=-1)  # gain and images of each
+    alike, counts = np.unique(units, axis=0, return_counts=True)
+    draws = np.random.default_rng(0).multinomial(len(units), counts / len(units), size=DRAWS) @ alike
+    low, high = np.quantile(draws[:, 0] / draws[:, 1], (0.025, 0.975))
     return float(gains.mean()), float(low), float(high)
 
 

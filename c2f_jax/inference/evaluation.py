@@ -49,6 +49,7 @@ def check_outputs(output: Path) -> tuple[Path, Path, Path, Path]:
         stem.with_name(f"{stem.name}.{name}") for name in ("json", "csv", outcome.CONFUSION, outcome.PER_CLASS)
     )
     for path in (summary, table, confused, per_class):
+        storage.check_name("--output", path)
         if storage.exists(path):
             raise UserError(f"--output: {path} exists; choose another name, or move it away")
     check_writable("--output", output.parent)

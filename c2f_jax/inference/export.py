@@ -6,7 +6,7 @@ what the classes are called and how a photo becomes a raw image.
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,8 +23,9 @@ from c2f_jax.inference.predict import Model, model_of_run
 from c2f_jax.kernels import ordered
 from c2f_jax.models.pretrained import save_weights
 from c2f_jax.models.two_looks import log_probabilities
+from c2f_jax.program import EXTRAS, needing
 from c2f_jax.runs.workdir import write_json
-from c2f_jax.storage import check_writable
+from c2f_jax.storage import check_name, check_writable
 from c2f_jax.training import steps
 from c2f_jax.training.losses import Task
 
@@ -36,7 +37,6 @@ STABLEHLO, ONNX, WEIGHTS, DESCRIPTION, CARD = (
     "README.md",
 )
 PLATFORMS = ("cpu", "cuda", "tpu")
-PACKAGES = {"flatbuffers": "StableHLO", "onnx": "ONNX"}  # the extra `export`, and what each is for
 
 
 def export_run(workdir: Path, config: Any, output: Path) -> None:
@@ -52,17 +52,15 @@ def export_run(workdir: Path, config: Any, output: Path) -> None:
     Raises:
         UserError: if there is no run, a package is missing, or the folder cannot be used.
     """
-    for package, what in PACKAGES.items():
-        if find_spec(package) is None:
-            raise UserError(
-                f"--mode export needs the package {package}, for {what}: pip install {' '.join(PACKAGES)} "
-                "(the extra export of c2f-jax)"
-            )
+    with needing("export"):  # who predicts or serves need not have them
+        for package in EXTRAS["export"]:
+            import_module(package)
     if storage.is_remote(output):
         raise UserError(f"--output: an export is a folder on this machine; got {output}: give one, and copy it there")
     output = output.resolve()  # "." has no name, and is a folder all the same
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output: {output} exists and is not an empty folder; choose another")
+    check_name("--output", output)
     check_writable("--output", output.parent)
     config = config.copy_and_resolve_references()
     config.model.dtype = "float32"

@@ -28,7 +28,9 @@ TABLES = (".xls", ".xlsx", ".ods", ".parquet", ".tsv")  # which a CSV file by th
 
 
 def check_output(output: Path) -> None:
-    """Raises UserError if `predict_folder` would overwrite it, or if it is called like another kind of file."""
+    """Raises UserError if `predict_folder` would overwrite it, or it has the name of another kind of file, or no name
+    that a file can have."""
+    storage.check_name("--output", output)
     if output.suffix.lower() == ".json":
         raise UserError(f"--output: {output}: a file with an object per line is called {output.stem}.jsonl")
     if output.suffix.lower() in TABLES:

@@ -73,8 +73,8 @@ def _difference(first: Gathered, other: Gathered) -> Cell:
     same = first.class_names == other.class_names and first.config.dataset.name == other.config.dataset.name
     if not same or not np.array_equal(first.outcomes.labels, other.outcomes.labels):
         return Cell("–", "other test images")
-    views = (seen.views[answer_of(seen.views)] for seen in (first.outcomes, other.outcomes))
-    gain, low, high = difference(*views)
+    one, two = (seen.views[answer_of(seen.views)] for seen in (first.outcomes, other.outcomes))
+    gain, low, high = difference(one, two, first.groups if other.groups is None else other.groups)
     return Cell(f"{100 * gain:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}")
 
 

@@ -1,7 +1,7 @@
 """What a report tells of a run, read or measured; nothing in the run's folder is changed."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,11 @@ class Gathered:
     def name(self) -> str:
         """What it is called beside others."""
         return storage.resolved(self.workdir).rstrip("/").rpartition("/")[2]
+
+    @property
+    def groups(self) -> Sequence[str] | None:
+        """What each test image is one of several of (a board, an animal); None where nothing is known of any."""
+        return None if self.splits is None else getattr(self.splits.test, "groups", None)
 
     @property
     def has_ended(self) -> bool:

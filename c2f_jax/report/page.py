@@ -33,10 +33,15 @@ def write(workdir: Path, config: object, *, others: Sequence[Path] = (), output:
         The file's path.
 
     Raises:
-        UserError: if there is no run, the file cannot be written, or what is there is no page.
+        UserError: if there is no run, one is named twice, the file cannot be written, or what is there is no page.
     """
     path = workdir / FILE if output is None else output
+    places = [storage.resolved(place) for place in (workdir, *others)]
+    for place, other in zip(places[1:], others, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"--compare: {other} is in this report twice; name each other run once")
     configs = [read_config(other) for other in others]  # all that can be said at once, before minutes of work
+    storage.check_name("--output", path)
     storage.check_writable("--output" if output is not None else "--workdir", path.parent)
     if storage.is_dir(path):
         raise UserError(f"--output: {path} is a folder; give the name of a file")

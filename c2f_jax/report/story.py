@@ -97,6 +97,7 @@ def tell(run: Gathered) -> dict[str, Any]:
         "settings": settings(run.config),
         "curves": training_curves(run.log),
         "results": results_table(run),
+        "drawn_by": drawn_by(run),
         "others": other_figures(run.metrics),
         "classes": len(run.class_names),
     }
@@ -114,7 +115,7 @@ def tell(run: Gathered) -> dict[str, Any]:
         "answer": view_name(answer, outcomes.views),
         "reliability": _reliability(outcomes),
         "gate": _gate(run),
-        "second": _second_look(outcomes, choice, cards),
+        "second": _second_look(outcomes, run.groups, choice, cards),
         "table": class_table(run, outcomes),
         "pairs": _pairs(run, outcomes, choice, cards),
         "worst": cards(choice.worst),
@@ -265,8 +266,15 @@ def intervals(run: Gathered) -> dict[str, tuple[float, float]]:
     if run.has_ended and "intervals" in run.results:
         found = run.results["intervals"]["of"]
     else:
-        found = bootstrap(run.outcomes.views)["of"] if run.outcomes is not None else {}
+        found = bootstrap(run.outcomes.views, run.groups)["of"] if run.outcomes is not None else {}
     return {name: (low, high) for name, (low, high) in found.items()}
+
+
+def drawn_by(run: Gathered) -> str:
+    """What the intervals' bootstrap draws, in words."""
+    stored = run.results.get("intervals", {}).get("by") if run.has_ended else None
+    by_group = run.groups is not None if stored is None else stored == "group"
+    return "whole groups of images" if by_group else "images"
 
 
 def results_table(run: Gathered) -> Results:
@@ -330,12 +338,12 @@ def _gate(run: Gathered) -> dict[str, Any] | None:
     return {"chart": chart, "rows": rows}
 
 
-def _second_look(outcomes: Outcomes, choice: Choice, cards: Any) -> dict[str, Any] | None:
+def _second_look(outcomes: Outcomes, groups: Sequence[str] | None, choice: Choice, cards: Any) -> dict[str, Any] | None:
     if "fine" not in outcomes.views:
         return None
-    views = outcomes.views["coarse"], outcomes.views[answer_of(outcomes.views)]
-    first, answer = map(right, views)
-    gain, low, high = difference(*views)
+    one, both = outcomes.views["coarse"], outcomes.views[answer_of(outcomes.views)]
+    first, answer = right(one), right(both)
+    gain, low, high = difference(one, both, groups)
     return {
         "both": int(np.sum(first & answer)),
         "fixed": int(np.sum(~first & answer)),

@@ -28,6 +28,9 @@ with needing("serve"):
     from starlette.responses import FileResponse, JSONResponse, Response
     from starlette.routing import Route
 
+# Of a request's body that is an image: what curl and Python say where nobody says anything, too.
+IMAGES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+
 WEB = Path(__file__).parent / "web"
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -153,8 +156,8 @@ class _Guard:
         await self._app(scope, receive, with_headers)
 
     def _refusal(self, headers: dict[str, str]) -> str | None:
-        host = headers.get("host", "")
-        if self._hosts and _name(host) not in self._hosts:
+        host = headers.get("host", "")  # HTTP/1.0 need not have one; a browser, which a page can turn against us, does
+        if self._hosts and host and _name(host) not in self._hosts:
             return "this address is not the server's own"
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
@@ -188,7 +191,7 @@ async def _uploads(request: Request) -> list[tuple[str, bytes]]:
     """(name, bytes) of the images in a request: its files, or its body.
 
     Raises:
-        HTTPException: if there is none, or more than is taken.
+        HTTPException: if there is none, more than is taken, or something else.
     """
     length = request.headers.get("content-length", "0")
     if not length.isascii() or not length.isdigit():
@@ -199,8 +202,10 @@ async def _uploads(request: Request) -> list[tuple[str, bytes]]:
     try:
         async with asyncio.timeout(limits.UPLOAD_SECONDS):
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "multipart/form-data":
+            if kind in IMAGES or kind.startswith("image/"):
                 return [("image", await limited.body())]
+            if kind != "multipart/form-data":
+                raise HTTPException(415, "send an image file as the body, or a form with files")
             async with limited.form(max_files=limits.MAX_IMAGES, max_fields=8, max_part_size=1 << 16) as form:
                 files = [entry for _, entry in form.multi_items() if isinstance(entry, UploadFile)]
                 found = [(file.filename or "image", await file.read()) for file in files]

@@ -15,6 +15,7 @@ def description(views: Sequence[str], method: str) -> dict[str, Any]:
         "403": ("a request of another site's page",),
         "408": (f"an upload of more than {limits.UPLOAD_SECONDS:.0f} s",),
         "413": (f"a request of more than {limits.MAX_BYTES >> 20} MiB",),
+        "415": ("neither an image nor a form",),
         "422": (
             "an image that cannot be read: damaged, of no known format, of more than "
             f"{limits.MAX_PIXELS // 10**6} million pixels, or of more than {limits.READ_SECONDS:.0f} s to decode",

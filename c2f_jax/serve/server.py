@@ -112,6 +112,7 @@ def is_loopback(host: str) -> bool:
 def _run(app: Any, listener: socket.socket, interruption: Interruption) -> None:
     """In a thread of its own, where uvicorn leaves signals alone: they are `interruption`'s."""
     logging.getLogger("uvicorn.error").addFilter(lambda record: "Invalid HTTP request" not in record.getMessage())
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # of every odd form, which its sender is told of
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -55,6 +55,26 @@ def test_intervals_of_differences_are_scipys(share):
     np.testing.assert_allclose(ends, found, atol=0.015)
 
 
+def test_a_difference_is_drawn_by_whole_groups():
+    """Of 40 boards with 1 to 9 images each, all of a board alike: the means of boards drawn by hand."""
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(1, 10, size=40)
+    groups = np.repeat([f"board {i}" for i in range(40)], sizes)
+    first, other = (np.repeat(rng.random(40) < share, sizes) for share in (0.4, 0.6))
+    gains = other.astype(float) - first
+    drawn = []
+    for _ in range(4000):
+        kept = np.concatenate([np.flatnonzero(groups == f"board {i}") for i in rng.integers(40, size=40)])
+        drawn.append(gains[kept].mean())
+    shuffled = rng.permutation(len(groups))
+    gain, *ends = difference(given(first[shuffled]), given(other[shuffled]), list(groups[shuffled]))
+    assert gain == pytest.approx(gains.mean())
+    np.testing.assert_allclose(ends, np.quantile(drawn, (0.025, 0.975)), atol=0.015)
+    _, *narrow = difference(given(first), given(other))
+    assert ends[1] - ends[0] > 1.5 * (narrow[1] - narrow[0])
+    assert difference(given(first), given(other), ["one"] * len(first))[1:] == pytest.approx([gain, gain])
+
+
 def test_a_difference_of_equals_and_of_none():
     assert difference(given([True, False]), given([True, False])) == (0.0, 0.0, 0.0)
     for first, other in (([], []), ([True], [True, False])):

@@ -191,8 +191,9 @@ def test_mistakes(finished, exported, tmp_path, capsys, monkeypatch):
     assert "belongs to --mode" in refused(f"--images={tmp_path}")
     assert "made with" in refused("--config.model.num_maps=7", f"--output={tmp_path / 'out'}")
     assert "holds no run" in refused(f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}")
-    monkeypatch.setattr("c2f_jax.inference.export.find_spec", lambda name: None if name == "onnx" else name)
-    assert "pip install flatbuffers onnx" in refused(f"--output={tmp_path / 'out'}")
+    assert "name too long, 241 bytes" in refused(f"--output={tmp_path / ('y' * 241)}")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert "onnx is missing; pip install flatbuffers onnx" in refused(f"--output={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
 
 

@@ -13,8 +13,9 @@ pytest.importorskip("jinja2", reason="jinja2, of the extra `report`, is not inst
 
 from c2f_jax import cli
 from c2f_jax.errors import UserError
-from c2f_jax.evaluation.intervals import Judged
-from c2f_jax.evaluation.outcomes import Outcomes, right
+from c2f_jax.evaluation.intervals import Judged, bootstrap
+from c2f_jax.evaluation.outcomes import Outcomes, difference, right
+from c2f_jax.report import story
 from c2f_jax.report.gather import gather
 from c2f_jax.report.page import render
 from c2f_jax.report.story import ROWS
@@ -111,6 +112,31 @@ def test_command_line(finished, tmp_path, capsys):
     assert set(after) - set(before) == {tmp_path / "run" / "report.html"} and before.items() <= after.items()
 
 
+def test_intervals_are_drawn_by_groups_where_there_are_any(seen):
+    """In the table, for the second look, and beside another run; a run of an earlier version has none stored."""
+    run = replace(seen, results={name: value for name, value in seen.results.items() if name != "intervals"})
+
+    class Boards(Repeated):
+        groups = [f"board {i % 3}" for i in range(21)]
+
+    made = outcomes(21, 16)
+    views = made.views
+    boards = replace(run, outcomes=made, splits=replace(seen.splits, test=Boards(seen.splits.test, 21)))
+    expected = bootstrap(views, Boards.groups)["of"]
+    assert story.intervals(boards) == {name: tuple(ends) for name, ends in expected.items()}
+    beside = replace(boards, outcomes=made._replace(views={"coarse": views["coarse"]}))
+    page = render(boards, [beside])
+    for first, other, words in (
+        (views["fused"], views["coarse"], "{:+.1f} points<br><small>{:+.1f} to {:+.1f}"),
+        (views["coarse"], views["fused"], "gains {:+.1f} points ({:+.1f} to {:+.1f})"),
+    ):
+        known, plain = difference(first, other, Boards.groups), difference(first, other)
+        assert words.format(*(100 * value for value in known)) in page
+        assert known[1:] != plain[1:]
+    assert "a bootstrap over whole groups of images" in page
+    assert "a bootstrap over images</small>" in render(run)
+
+
 def test_outcomes_are_those_of_the_run(seen, finished):
     _, results = finished
     for view, said in seen.outcomes.views.items():
@@ -201,7 +227,8 @@ def test_of_other_methods(tmp_path, method):
     [
         (["--mode=report", "--workdir=nowhere"], "nowhere holds no run"),
         (["--mode=report", "--workdir={run}", "--compare", "nowhere"], "nowhere holds no run"),
-        (["--mode=report", "--workdir={run}", "--output={run}"], "is a folder"),
+        (["--mode=report", "--workdir={run}", "--compare", "{run}/."], "is in this report twice"),
+        (["--mode=report", "--workdir={run}", f"--output={'x' * 250}.html"], "name too long, 255 bytes"),
         (["--mode=report", "--workdir={run}", "--output={run}/results.json"], "exists and is no report"),
         (["--mode=report", "--workdir={run}", "--output=/dev/null"], "exists and is no report"),
         (["--mode=report", "--workdir={run}", "--images=x"], "--images belongs to --mode predict and eval"),

@@ -204,7 +204,8 @@ def test_names_that_are_too_long(finished, tiny, capsys, tmp_path):
     capsys.readouterr()
     for code, argv in (
         (2, [f"--workdir={tmp_path / ('y' * 300)}"]),
-        (1, [*look, f"--output={tmp_path / ('y' * 300)}"]),
+        (2, [*look, f"--output={tmp_path / ('y' * 250)}.csv"]),
+        (2, ["--mode=eval", *look[1:], f"--output={tmp_path / ('y' * 230)}"]),  # .per_class.csv
         (2, ["--mode=eval", f"--workdir={tmp_path / ('y' * 300)}"]),
     ):
         assert "name too long" in failed(capsys, *argv, code=code).lower()
