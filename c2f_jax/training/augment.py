@@ -130,7 +130,8 @@ def mix_examples(
     def one(key: jax.Array, image: jax.Array, other: jax.Array, box: jax.Array) -> tuple[jax.Array, jax.Array]:
         kind_key, share_key, corner_key = jax.random.split(key, 3)
         pastes = jax.random.uniform(kind_key) < (0.5 if mixup and cutmix else float(cutmix > 0))
-        alpha = jnp.where(pastes, cutmix or 1.0, mixup or 1.0)
+        # Below a thousandth shares are 1 anyway, and in float32 draws would not be numbers.
+        alpha = jnp.where(pastes, max(cutmix, 1e-3), max(mixup, 1e-3))
         share = jax.random.beta(share_key, alpha, alpha)
         share = jnp.maximum(share, 1.0 - share)
         low, high = jnp.minimum(box[:2], box[2:]), jnp.maximum(box[:2], box[2:])

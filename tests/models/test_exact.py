@@ -19,6 +19,8 @@ from tests.models.make_resnet50_golden import draw_weights
 
 # Hardly optimised: what is compared does not depend on it, and compiling takes most of the time.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# These take longest to compile: here the odd size alone, both where timm is.
+AT_ONE_SIZE = ("efficientnet_lite2", "inception_v3", "convnext")
 CLOSE = 2e-5  # of the largest value; float32 sums in another order
 
 
@@ -70,6 +72,8 @@ def loaded(request, goldens, tmp_path):
 def test_feature_maps_and_logits_are_timms(loaded, goldens):
     name, case, weights, variables = loaded
     for number, size in enumerate(case.sizes):
+        if name in AT_ONE_SIZE and number == 0:
+            continue
         maps, token = looks(case.ours, variables, draw_image(size), tokens=case.logits == "token")
         assert maps.shape == tuple(goldens[f"{name}/shape_{number}"])
         assert_close(sample(maps), goldens[f"{name}/features_{number}"])
