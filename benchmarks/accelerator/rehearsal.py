@@ -11,12 +11,9 @@ LITE0_STAGES = ((1, 16, 1, 1, 3), (6, 24, 1, 2, 5), (6, 40, 2, 2, 3))
 
 def shorten_backbones() -> None:
     """For the rest of this process, ResNet-50 and EfficientNet-Lite0 have the blocks above, in PyTorch too."""
-
-    def resnet50(*, output_stride: int = 0, **settings: object) -> ResNet:
-        del output_stride
-        return ResNet(Bottleneck, block_counts=RESNET_BLOCKS, **settings)
-
-    backbones.BACKBONES["resnet50"] = resnet50
+    _, strides = backbones._CONSTRUCTORS["resnet50"]
+    shortened = functools.partial(ResNet, Bottleneck, block_counts=RESNET_BLOCKS)
+    backbones._CONSTRUCTORS["resnet50"] = (shortened, strides)
     efficientnet_lite.LITE0_STAGES = LITE0_STAGES
     try:
         from benchmarks import torch_models
