@@ -1,10 +1,12 @@
 """Mean and deviation of the input come with the weights; who says otherwise is told so."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from c2f_jax.errors import UserError
+from c2f_jax.models.backbones import BACKBONES
 from c2f_jax.models.published import CLIP, IMAGENET, INCEPTION, LITE, PUBLISHED
 from c2f_jax.runs.input_values import tell_of_other_values, with_input_values
 from configs import default
@@ -95,8 +97,16 @@ def test_who_says_otherwise_is_told_what_to_give(capsys):
 
 
 def test_all_weights_are_of_backbones_that_there_are():
-    from c2f_jax.models.backbones import BACKBONES
-
     assert set(PUBLISHED) == set(BACKBONES) - {"resnet10_small"}
     sources = [row.source for rows in PUBLISHED.values() for row in rows]
     assert len(sources) == len(set(sources))
+
+
+def test_the_docs_have_every_backbone_and_all_weights():
+    """The tables are written by benchmarks/backbones.py, which takes longer than a test may."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "backbones.md").read_text()
+    for name in BACKBONES:
+        assert f"| `{name}` |" in text, "write them again: python -m benchmarks.backbones --write"
+    for name, rows in PUBLISHED.items():
+        for row in rows:
+            assert f"| `{row.source}` | `{name}` | {row.licence} | {row.size} px |" in text
