@@ -3,9 +3,10 @@
 python launch.py --config configs/cub.py                                             # fetches CUB-200-2011 (1.1 GB)
 python launch.py --config configs/cub.py --config.dataset.path=CUB_200_2011.tgz      # or the folder it unpacks to
 
-Hardware: one GPU or TPU host with 16 GB or more. No full run has been made yet, so neither its time nor its accuracy
-is known; WS-DAN, with the same backbone, view and number of views, needs about 160 epochs. The weights are fetched from
-the Hugging Face hub once; without a network give a safetensors file by --config.model.pretrained=FILE.
+Hardware: one GPU or TPU host with 24 GB or more (a step of three float32 views keeps up to 18 GiB; with less,
+--config.train.accumulate=2). No full run has been made yet, so neither its time nor its accuracy is known; WS-DAN, with
+the same backbone, view and number of views, needs about 160 epochs. The weights are fetched from the Hugging Face hub
+once; without a network give a safetensors file by --config.model.pretrained=FILE.
 """
 
 import ml_collections

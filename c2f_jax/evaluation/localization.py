@@ -30,7 +30,8 @@ def localization_sums(boxes: jax.Array, views: jax.Array, batch: dict[str, jax.A
 
     Returns:
         Pairs under `box/mean_area` and `box/share_of_view`, of the image and of the coarse view; with boxes
-        `box/mean_iou` and, to compare, `box/whole_image_iou` (what a box of the whole image would get); with parts
+        `box/mean_iou` and, to compare, `box/whole_image_iou` (what a box of the whole image would get), and
+        `box/middle_inside`, the share of fine views that hold the middle of the object's box; with parts
         `box/parts_inside`, the share of visible parts inside the fine view.
     """
     mask = batch["mask"]
@@ -42,6 +43,8 @@ def localization_sums(boxes: jax.Array, views: jax.Array, batch: dict[str, jax.A
         sums["box/mean_iou"] = masked(iou(boxes, batch["box"]), mask)
         whole = central_boxes(jnp.ones_like(boxes[:, :2]))
         sums["box/whole_image_iou"] = masked(iou(whole, batch["box"]), mask)
+        middle = 0.5 * (batch["box"][:, None, :2] + batch["box"][:, None, 2:])
+        sums["box/middle_inside"] = masked(contains(boxes, middle)[:, 0].astype(mask.dtype), mask)
     if "parts" in batch:
         inside = contains(boxes, batch["parts"]).astype(mask.dtype)
         sums["box/parts_inside"] = masked(inside, batch["part_visible"] * mask[:, None])

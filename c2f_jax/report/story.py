@@ -37,6 +37,7 @@ FIGURES = {
     "box/share_of_view": "area of the second look's box, of the first look",
     "box/mean_iou": "overlap of the box with the object's (IoU)",
     "box/whole_image_iou": "overlap of the whole photo with the object's box",
+    "box/middle_inside": "share of boxes that hold the middle of the object's",
     "box/parts_inside": "share of the object's parts inside the box",
 }
 METHODS = {

@@ -105,7 +105,10 @@ def test_localization_by_hand():
     assert got["box/whole_image_iou"] == pytest.approx(0.25)
     assert got["box/mean_area"] == pytest.approx((0.5 + 0.25) / 2)
     assert got["box/share_of_view"] == pytest.approx((0.5 + 0.5) / 2)
+    assert got["box/middle_inside"] == 1.0
     assert got["box/parts_inside"] == pytest.approx(2 / 3)
+    elsewhere = {**batch, "box": batch["box"].at[0].set(jnp.array([0.0, 0.6, 0.5, 0.8]))}
+    assert finalise(localization_sums(boxes, views, elsewhere))["box/middle_inside"] == 0.5
 
 
 def test_what_is_not_known_is_not_told():

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 VIEW_METRICS = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy", "calibration_error", "loss")
 PLACE_METRICS = (
-    *("box/mean_iou", "box/whole_image_iou", "box/mean_area", "box/share_of_view", "box/parts_inside"),
+    *("box/mean_iou", "box/whole_image_iou", "box/mean_area", "box/share_of_view", "box/middle_inside"),
+    "box/parts_inside",
     *("attention/overlap", "attention/part_hit"),
 )
 
