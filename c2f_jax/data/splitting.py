@@ -97,10 +97,12 @@ def set_aside(
         if gain(key) > 0 and may(key):
             chosen.add(key)
             aside.update(counts[key])
-    for label in sorted(total):
+    for label in sorted(total) if at_least else ():
+        if aside[label] > 0 or quota[label] == 0:
+            continue
         # All units of a class were too large for its share.
         left = [key for key in order if label in counts[key] and may(key)]
-        if aside[label] == 0 and quota[label] > 0 and at_least and left:
+        if left:
             key = max(left, key=gain)
             chosen.add(key)
             aside.update(counts[key])
