@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import slice_in_dim
 
 from c2f_jax.layers.conv import Conv
 from c2f_jax.layers.drop_path import DropPath, rising
@@ -56,10 +57,10 @@ def rotary_angles(size: tuple[int, int], features: int, temperature: float = 100
 def rotate(x: jax.Array, sine: Any, cosine: Any) -> jax.Array:
     """x [B, P + n, heads, K] with its last n tokens turned by angles [n, K]; in float32 or wider, of x's dtype."""
     prefix, n = x.shape[1] - len(sine), x.shape[-1] // 2
-    wide = x[:, prefix:].astype(jnp.promote_types(x.dtype, jnp.float32))
-    turned = jnp.concatenate([-wide[..., n:], wide[..., :n]], axis=-1)
+    wide = slice_in_dim(x, prefix, None, axis=1).astype(jnp.promote_types(x.dtype, jnp.float32))
+    turned = jnp.concatenate([-slice_in_dim(wide, n, None, axis=-1), slice_in_dim(wide, 0, n, axis=-1)], axis=-1)
     wide = wide * cosine[:, None].astype(wide.dtype) + turned * sine[:, None].astype(wide.dtype)
-    return jnp.concatenate([x[:, :prefix], wide.astype(x.dtype)], axis=1)
+    return jnp.concatenate([slice_in_dim(x, 0, prefix, axis=1), wide.astype(x.dtype)], axis=1)
 
 
 class SelfAttention(nn.Module):
@@ -74,7 +75,9 @@ class SelfAttention(nn.Module):
         batch, tokens, features = x.shape
         qkv = nn.Dense(3 * features, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=small_normal, name="qkv")(x)
         shape = (batch, tokens, self.heads, features // self.heads)
-        query, key, value = (qkv[..., i * features : (i + 1) * features].reshape(shape) for i in range(3))
+        query, key, value = (
+            slice_in_dim(qkv, i * features, (i + 1) * features, axis=-1).reshape(shape) for i in range(3)
+        )
         if angles is not None:
             query, key = rotate(query, *angles), rotate(key, *angles)
         x = jax.nn.dot_product_attention(query, key, value).reshape(batch, tokens, features)
@@ -167,7 +170,8 @@ class VisionTransformer(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Images `[B, H, W, 3]` (normalised floats) to feature maps `[B, H / patch, W / patch, width]` of `dtype`."""
         tokens, (rows, columns) = self.tokens(x, train=train), self._grid(x)
-        return tokens[:, 1 + self.registers :].reshape(x.shape[0], rows, columns, self.width)
+        patches = slice_in_dim(tokens, 1 + self.registers, None, axis=1)  # `tokens[:, 1:]` would be no slice in ONNX
+        return patches.reshape(x.shape[0], rows, columns, self.width)
 
     @nn.compact
     def tokens(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -85,3 +85,23 @@ def test_learns_tests_and_lowers(network):
     step = jax.jit(jax.grad(functools.partial(objective, half), has_aux=True))
     for platform in ("cuda", "tpu"):
         assert "stablehlo" in step.trace(params, stats, images).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("name", ["convnextv2", "dinov3", pytest.param("inception_v3", marks=pytest.mark.slow)])
+def test_says_the_same_as_onnx(name):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    from c2f_jax.inference.onnx_graph import convert
+
+    backbone, size = NETWORKS[name]
+    variables = drawn(abstract_variables(backbone, (size, size)))
+    images = np.random.default_rng(1).standard_normal((2, size, size, 3), np.float32)
+
+    def maps(images):
+        return {"maps": backbone.apply(variables, images, train=False)}
+
+    model = convert(maps, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32), input_name="image")
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": images})
+    wanted = np.asarray(jax.jit(maps)(images)["maps"])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
