@@ -24,6 +24,7 @@ def prepare(config: Any, output: Path) -> None:
     Raises:
         UserError: if the data cannot be had, or are not whole, or the sheet cannot be written.
     """
+    storage.check_name("--output", output)
     if output.suffix.lower() not in SUFFIXES or storage.is_dir(output):
         raise UserError(f"--output is a picture, {' or '.join(SUFFIXES)}; got {output}")
     storage.check_writable("--output", output.parent)

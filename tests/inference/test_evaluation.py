@@ -138,8 +138,8 @@ def test_a_subset_of_the_classes(finished, tree, tmp_path):
 def test_where_nothing_can_be_written(finished, tree, tmp_path, monkeypatch, capsys, mode, output):
     """Told before a photo is looked at."""
     (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder.json").mkdir()
+    for name in ("evaluation.json", "predictions.csv"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
     monkeypatch.setattr("c2f_jax.inference.predict.Model.batches", None)
     command = [f"--mode={mode}", f"--workdir={finished[0]}", f"--images={tree}", f"--output={tmp_path / output}"]
     assert cli.main(command) == 2

@@ -52,6 +52,7 @@ def test_ones_own_photos_with_names_of_any_kind(tmp_path, capsys):
 def test_what_cannot_be_written_is_told_before_anything_is_prepared(tmp_path, capsys):
     (tmp_path / "file").touch()
     for output, message in (
+        (tmp_path / f"{'y' * 250}.png", "name too long, 254 bytes"),
         (tmp_path / "sheet.txt", "--output is a picture, .jpg or .jpeg or .png; got"),
         (tmp_path / "file" / "sheet.jpg", "--output: nothing can be written into"),
     ):
