@@ -34,7 +34,8 @@ class Lease:
     def __enter__(self) -> "Lease":
         self._write()
         # While it waits, too: of two that have seen each other, each then sees that the other lives.
-        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._renewer.start()
         try:
             self._wait_for_the_dead()
         except BaseException:
@@ -44,6 +45,7 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        self._renewer.join(timeout=LEASE)  # or what it is just writing would be there again
         try:
             storage.remove(self._folder / self._name)
         except OSError as error:

@@ -83,9 +83,10 @@ def train_and_evaluate(
         FloatingPointError: if a term of the loss or a figure is not finite; it names the term and the steps.
     """
     began = time.perf_counter()
-    config = processes.together(lambda: with_input_values(config))
+    workdir = storage.as_path("workdir", os.fspath(workdir))
+    config = processes.together(lambda: with_input_values(config, workdir))
     run = processes.together(lambda: build(config))
-    names, workdir = run.splits.class_names, storage.as_path("workdir", os.fspath(workdir))
+    names = run.splits.class_names
     if config.train.tensorboard:
         check_place(workdir)
     processes.check_same("config", essential(config))

@@ -174,6 +174,8 @@ class JitBackend:
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
                 return step(state, batch)
 
+        told_of_the_mesh.__name__ = getattr(step, "func", step).__name__  # in profiles and compilation caches
+
         def run(state: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
             nonlocal program
             if program is None:

@@ -70,7 +70,7 @@ def test_the_story_in_the_log(finished):
 def test_evaluating_the_checkpoint_gives_the_same(finished, capsys):
     workdir, results = finished
     again = evaluate_checkpoint(tiny_config(), workdir)
-    assert again == {name: results[name] for name in again} and len(again) == 32
+    assert again == {name: results[name] for name in again} and len(again) == 33
     before = sorted(path.name for path in workdir.iterdir())
     assert cli.main(["--mode=eval", f"--workdir={workdir}"]) == 0
     assert "fused" in capsys.readouterr().out

@@ -133,7 +133,7 @@ HOSTILE = {
     "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%id) (r) file\n",
     "svg": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
     "gzip": b"\x1f\x8b" + bytes(1000),
-    "jpeg of scans": png(Image.new("L", (8000, 8000)), "jpeg") + b"\xff\xda" * 4000,
+    "jpeg of scans": png(Image.new("L", (8000, 8000)), "jpeg", progressive=True) + b"\xff\xda" * 4000,
 }
 
 
