@@ -64,8 +64,11 @@ def test_stride_16(name):
 def test_the_smallest_view_has_one_feature(name, stride, features):
     size = smallest_view(name, stride)
     assert shapes(name, size, output_stride=stride)[0] == (1, 1, 1, features)
-    with pytest.raises((ValueError, TypeError, ZeroDivisionError)):
-        shapes(name, size - 1, output_stride=stride)
+    try:
+        less = shapes(name, size - 1, output_stride=stride)[0]
+    except (ValueError, TypeError, ZeroDivisionError):
+        return
+    assert 0 in less
 
 
 def test_patches():

@@ -100,7 +100,7 @@ ELSEWHERE = {
     *("method", "init_from", "dataset.name", "dataset.path", "dataset.fields", "dataset.cache_dir"),
     *("model.backbone", "model.pretrained"),
     "model.drop_path",  # test_features
-    *("compilation_cache", "parallel.backend"),
+    *("compilation_cache", "parallel.backend", "parallel.model"),
 }
 # Ends of ranges that this test has not the memory, the time or the data for: there the machine sets the limit, not the
 # field. The largest value that is tried stands in MUST_TRAIN.
