@@ -43,6 +43,16 @@ def test_its_table_must_stay(taught, tmp_path):
         evidence.evidence_of(run, tmp_path, None)
 
 
-def test_teaching_needs_places(tmp_path):
-    with pytest.raises(UserError, match=r"region.side=0\.4"):
-        train_and_evaluate(tiny_config(region__teach=1.0), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"region__side": 0.0}, r"region.side=0\.4"),
+        ({"region__box_gradient": "none"}, "mapping or all"),
+        ({"model__backbone": "vit_small_patch16"}, "views of one size only"),
+        ({"augment__mixup": 0.2}, "two photos in one"),
+    ],
+)
+def test_what_cannot_be_taught_is_refused(tmp_path, overrides, message):
+    config = tiny_config(**{"region__side": 0.4, "region__teach": 1.0, **overrides})
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(config, tmp_path / "run")
