@@ -135,6 +135,9 @@ def _run_one_of_several(command: Command, cluster: Cluster) -> int:
         code = _run(command)
         processes.leave()
     except BaseException as error:
+        if processes.is_lost(error):
+            console.fail(supervisor.LOST)
+            supervisor.end(1)
         supervisor.end_with_traceback(error, wait=processes.HEARTBEAT_SECONDS + 10)
     return code
 

@@ -28,6 +28,7 @@ from c2f_jax.errors import UserError
 
 SCHEME = "gs://"
 REQUESTS = 32  # at a time
+NAME_BYTES = 255  # of a file or folder, in all file systems in use
 
 Name = str | os.PathLike[str]
 
@@ -79,6 +80,11 @@ def as_path(flag: str, text: str, *, remote: bool = True) -> Path:
     if text == "-":
         raise UserError(f"{flag}: - is no stream here; give a path, or ./- for a file of that name")
     check_scheme(flag, text, ("gs",) if remote else ())
+    if scheme(text) == "" and (long := [part for part in text.split("/") if len(os.fsencode(part)) > NAME_BYTES]):
+        raise UserError(
+            f"{flag}: {_within(long[0], 40)}...: name too long, {len(os.fsencode(long[0]))} bytes; give one of at most "
+            f"{NAME_BYTES}"
+        )
     try:
         return path(text)
     except UserError as error:
@@ -108,7 +114,7 @@ def join(root: Path, name: str) -> Path:
 def inside(folder: Path, name: str) -> Path:
     """A place in `folder` for a relative name; what no file system takes, or is taken by a folder, gets another end.
 
-    A part of the name may have 255 bytes: the end of a longer one is a digest of all of it.
+    A part of the name may have `NAME_BYTES`: the end of a longer one is a digest of all of it.
     """
     parts = [part if len(os.fsencode(part)) <= _LONGEST else _cut(part) for part in name.split("/")]
     place = folder.joinpath(*parts)

@@ -179,6 +179,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # told by whichever library is at it
+            if processes.is_lost(error):  # it is not the disk that fails
+                raise
             raise _as_os_error(error, self._workdir / "checkpoints", what) from error
 
 
@@ -236,6 +238,8 @@ def _told(workdir: Path, step: int, do: Callable[[int], Any]) -> Any:
     try:
         return do(step)
     except Exception as error:  # told by whichever library is at it
+        if processes.is_lost(error):
+            raise
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{workdir}: checkpoint {step} cannot be read: {said}") from error
 

@@ -79,6 +79,15 @@ def leave() -> None:
     jax.distributed.shutdown()
 
 
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, is the coordination service's word that another process is gone."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and "CoordinationService" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def index() -> int:
     """Which process this is; 0 is the one that prints and writes."""
     return jax.process_index()

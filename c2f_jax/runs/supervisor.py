@@ -21,6 +21,10 @@ from c2f_jax import console
 
 CHANNEL = "C2F_JAX_SUPERVISOR"  # tells a child the descriptor of its end of the channel
 JOINED = b"joined"
+LOST = (
+    "another process of this run was lost (ended, killed, or out of reach); all end, and the same commands "
+    "go on from the last checkpoint"
+)
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 # How jax's coordination service begins its last words (absl's log lines), before it aborts.
@@ -66,8 +70,7 @@ def supervise() -> int:
     fatal = b"".join(last_words)
     if code == -signal.SIGABRT and any(words in fatal for words in OF_COORDINATION):
         told = (
-            "another process of this run was lost (ended, killed, or out of reach); all end, and the same commands "
-            "go on from the last checkpoint"
+            LOST
             if joined
             else "the processes of this run did not find each other: start every one with the same --coordinator and "
             "--processes, each with its own --process, and let the coordinator's port be reachable and free"

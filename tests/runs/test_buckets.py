@@ -164,7 +164,8 @@ def test_damage_in_a_bucket_is_noticed_and_passed_over(both, bucket, capsys):
     for name in storage.find(place / f"checkpoints/{last}/state"):
         path = place / f"checkpoints/{last}/state/{name}"
         if "/d/" in name and (data := storage.read_bytes(path)):
-            storage.write_bytes(path, data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+            # All of it: where in the file the parameters lie, which alone are read, differs from save to save.
+            storage.write_bytes(path, bytes(byte ^ 1 for byte in data))
     assert load_model(place).step == before
     assert f"checkpoint {last}" in capsys.readouterr().err
     storage.remove(place / f"checkpoints/{before}/commit_success.txt")
