@@ -108,6 +108,26 @@ def test_paths_and_flags_that_cannot_be(capsys, argv, words):
     assert words in refused(capsys, *argv)
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--workdir", "--config", "--mode=eval --workdir", "--mode=predict --images=a --output"),
+        *("--mode=predict --images", "--mode=predict --images=a --overlays", "--mode=prepare --output"),
+        *("--mode=export --output", "--mode=serve --workdir", "--config.init_from"),
+        *("--config.model.pretrained", "--config configs/folder.py --config.dataset.path"),
+        *("--config configs/cub.py --config.dataset.path", "--config configs/deep_pcb.py --config.dataset.path"),
+    ],
+)
+def test_names_that_no_folder_can_hold(capsys, tmp_path, flag):
+    """Told before anything is read or written; with umlauts, since bytes count and not characters."""
+    words = f"{flag}={tmp_path / ('ü' * 128)}/x".split()
+    workdir = [] if "workdir" in flag or "prepare" in flag else [f"--workdir={tmp_path / 'run'}"]
+    line = refused(capsys, *words, *workdir)
+    name = flag.rpartition("--")[2].removeprefix("config.")
+    assert name in line and "name too long, 256 bytes; give one of at most 255" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_home_is_known_in_every_path(tmp_path, monkeypatch, finished_config):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").mkdir()

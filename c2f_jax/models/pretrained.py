@@ -164,13 +164,19 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
     Raises:
         UserError: if there is no such file or model, or the file is not in the safetensors format.
     """
-    path = _download(source, WEIGHTS) if source.startswith("hf://") else _as_path(source)
-    if not storage.is_file(path):
-        raise UserError(f"there is no file of weights {path}; give the path of a .safetensors file or hf://owner/name")
+    path = locate(source)
     try:
         return load(storage.read_bytes(path)) if storage.is_remote(path) else load_file(path)
     except (SafetensorError, OSError, KeyError) as error:  # KeyError: a dtype that NumPy lacks
         raise UserError(f"{path} cannot be read as safetensors of a NumPy dtype: {_one_line(error)}") from error
+
+
+def locate(source: str) -> Path:
+    """Where the file of `read_weights` lies, once it is here; raises UserError if there is none."""
+    path = _download(source, WEIGHTS) if source.startswith("hf://") else _as_path(source)
+    if not storage.is_file(path):
+        raise UserError(f"there is no file of weights {path}; give the path of a .safetensors file or hf://owner/name")
+    return path
 
 
 def _as_path(source: str) -> Path:

@@ -67,12 +67,18 @@ def test_a_file_beside_the_weights_says_it(tmp_path, file, content):
 )
 def test_where_nobody_says_it_a_line_asks(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
+    (tmp_path / "model.safetensors").touch()
     config = beginning_with(tmp_path / "model.safetensors", "vit_base_patch16")
     with pytest.raises(
         UserError, match="nowhere beside it; give --config.augment.mean and --config.augment.std"
     ) as error:
         with_input_values(config)
     assert str(error.value).isprintable()
+
+
+def test_weights_that_are_not_there_come_before_what_they_expect(tmp_path):
+    with pytest.raises(UserError, match="there is no file of weights .*model.safetensors"):
+        with_input_values(beginning_with(tmp_path / "model.safetensors", "vit_base_patch16"))
 
 
 def test_another_run_s_go_first(tmp_path):

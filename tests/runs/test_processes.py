@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.chaos import BOUNDARY, TOTAL, Started, events, saved
 from c2f_jax import cli
-from c2f_jax.runs import processes
+from c2f_jax.errors import UserError
+from c2f_jax.runs import checkpoint, processes
 
 ROOT = Path(__file__).resolve().parents[2]
 # With larger steps the tiny network is chaotic: a difference in the last bit grows tenfold a step.
@@ -201,6 +202,37 @@ def test_a_port_that_is_taken(tmp_path):
         told = run_alone(f"--coordinator={address}", "--processes=2", "--process=0", f"--workdir={tmp_path / 'run'}")
     assert told.returncode == 2 and f"--coordinator {address}" in told.stderr.splitlines()[-1]
     assert "choose another port" in told.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "lost"),
+    [
+        (RuntimeError("ABORTED: ... [type.googleapis.com/tensorflow.CoordinationServiceError='']"), True),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), False),
+        (OSError(5, "[Errno 5] Input/output error: 'CoordinationService'"), False),
+    ],
+)
+def test_a_partner_that_is_lost_while_all_save_is_no_failing_disk(tmp_path, raised, lost):
+    """Orbax waits for the others, and hears it first."""
+
+    def fails(_):
+        try:
+            raise raised
+        except Exception as error:
+            raise ValueError("of orbax") from error
+
+    checkpoints = object.__new__(checkpoint.Checkpoints)
+    checkpoints._workdir = tmp_path
+    for do in (lambda: checkpoint._told(tmp_path, 3, fails), lambda: _while_saving(checkpoints, fails)):
+        with pytest.raises((ValueError, OSError, UserError)) as error:
+            do()
+        assert processes.is_lost(error.value) == lost
+        assert (str(error.value) == "of orbax") == lost
+
+
+def _while_saving(checkpoints, fails):
+    with checkpoints._told("saved"):
+        fails(3)
 
 
 SUPERVISED = """
