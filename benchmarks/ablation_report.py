@@ -395,7 +395,7 @@ def _page(
         "[method.md](method.md)).",
         "",
         "All views that these runs were trained on were squeezed, by a fault mended since; those of tests",
-        "were not. [method.md](method.md#raw-images-and-their-cells) has what that changed.",
+        "were not. [findings.md](findings.md#raw-images-and-their-cells) has what that changed.",
         "",
     ]
     if not known:

@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.mean = (123.675, 116.28, 103.53)
     config.augment.std = (58.395, 57.12, 57.375)
     config.model.pretrained = "hf://timm/resnet50.tv_in1k@78f3ecfdb38e06d9b8397f662e7ab8fee96026fa"
-    # What won on CUB-50 at 128 px (docs/results.md), but for the region (docs/method.md); not measured at this size.
+    # What won on CUB-50 at 128 px (docs/results.md), but for the region (docs/findings.md); not measured at this size.
     config.region.box_gradient = "none"
     # The floor of cub50_lite0 gave way within 36 epochs; what exceeds the map's mean does not depend on its level.
     config.region.background = 1.0

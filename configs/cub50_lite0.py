@@ -6,7 +6,7 @@ DIR: a folder or archive in CUB-200-2011's layout. FILE: ImageNet weights of Eff
 timm's names (`tf_efficientnet_lite0`).
 
 Measured on the first 50 classes (CUB-50): 20 minutes on two CPU cores, 76.0 % by both looks at seed 0. docs/results.md
-has seeds and controls (row `coarse2fine_drop_floor`), all trained on squeezed views (docs/method.md). One look:
+has seeds and controls (row `coarse2fine_drop_floor`), all trained on squeezed views (docs/findings.md). One look:
 --config.method=attention --config.stages.coarse_epochs=12.0; WS-DAN: --config.method=wsdan and the same; the plain
 baseline: method=baseline, model.output_stride=32, optimizer.head_factor=10.0, optimizer.clip_norm=0.0,
 stages.coarse_epochs=20.0, augment.min_side=0.875, augment.max_side=0.875.
@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.dataset.raw_size = 256
     config.augment.keep_aspect = True  # squeezed, the plain baseline loses 1 point or more
     # Scales of a coarse and of a fine look. From 0.75 on, views show as much of the bird (0.83 of its box) as those of
-    # the measured runs did from 0.5 on, whose training views were squeezed (docs/method.md); from 0.5 on 0.68 of it.
+    # the measured runs did from 0.5 on, whose training views were squeezed (docs/findings.md); from 0.5 on 0.68 of it.
     config.augment.min_side = 0.75
     config.augment.max_side = 1.0
     config.augment.brightness = 0.0
@@ -46,13 +46,13 @@ def get_config() -> ml_collections.ConfigDict:
     # By the fused loss on the validation part, of floors 0.1 to 0.3 and kappa 2.2 to 3 (networks trained without).
     config.region.floor = 0.1
     config.region.kappa = 2.6
-    config.region.cell_offset = 0.25  # of these weights, whatever the view's size (docs/method.md)
+    config.region.cell_offset = 0.25  # of these weights, whatever the view's size (docs/findings.md)
     config.region.box_gradient = "none"  # otherwise the box grows to the whole view
     config.region.box_gradient_scale = 0.003  # at 0.1 the box pulls at the attention 14 times as hard as the class
     # A coarse stage that ends at learning rate 0 before another starts costs more than it gives (docs/results.md).
     config.stages.coarse_epochs = 0.0
     config.stages.fine_epochs = 12.0
-    config.loss.drop_view = True  # without it losses and calibration errors are higher (docs/method.md)
+    config.loss.drop_view = True  # without it losses and calibration errors are higher (docs/findings.md)
     config.optimizer.learning_rate = 1e-2
     config.optimizer.head_factor = 2.0
     config.optimizer.weight_decay = 1e-4

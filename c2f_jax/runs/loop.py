@@ -53,7 +53,7 @@ Window = list[dict[str, jax.Array]]
 
 SHEET_IMAGES = 12
 # Of the first look's area: a second look that covers more hardly adds to it. On CUB-50 second looks gain 3 points at
-# 0.61, and next to nothing at 0.97 and 1.00 (docs/method.md).
+# 0.61, and next to nothing at 0.97 and 1.00 (docs/findings.md).
 TOO_LARGE = 0.9
 SHARED_SECONDS = 10
 

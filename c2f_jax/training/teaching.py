@@ -4,7 +4,7 @@
 region's distribution q, ``sum_k q_k P(y | square k)`` is how likely the label is to one who looks where q says, and q
 learns minus its logarithm. The gradient by q's logits is q - t, ``t ~ q_k P(y | square k)``: whole looks are compared
 wherever they lie, nothing is drawn, and the classifiers that judge stay as they are, so that none praises himself. A
-gradient through the crop holds for a quarter of a pixel only (docs/method.md).
+gradient through the crop holds for a quarter of a pixel only (docs/findings.md).
 """
 
 from typing import Any
