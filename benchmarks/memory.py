@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from c2f_jax.models.backbones import BACKBONES
-from c2f_jax.runs import build
+from c2f_jax.runs import methods
 from c2f_jax.training import steps
 from c2f_jax.training.train_state import create_train_state
 
@@ -35,8 +35,8 @@ def compiled(backbone: str, view: int, batch: int, *, dtype: str, remat: bool) -
     config = importlib.import_module("configs.cub_vit" if backbone.startswith("vit_") else "configs.cub").get_config()
     config.model.backbone, config.model.view_size, config.model.dtype, config.model.remat = backbone, view, dtype, remat
     config.model.pretrained, config.dataset.raw_size, config.train.batch_size = "", view * 8 // 7, batch
-    task = build.make_task(config, num_classes=CLASSES, axis_name=None)
-    stage = build.make_stages(config, train_size=5395)[-1]
+    task = methods.make_task(config, num_classes=CLASSES, axis_name=None)
+    stage = methods.make_stages(config, train_size=5395)[-1]
     make = partial(create_train_state, task=task, stage=stage, num_classes=CLASSES, averaged=config.train.ema_decay > 0)
     state = jax.eval_shape(make, jax.random.key(0))
     raw = config.dataset.raw_size

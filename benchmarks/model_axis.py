@@ -21,7 +21,7 @@ def measure(classes: int, channels: int, model: int) -> dict[str, Any]:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from c2f_jax.runs import parallel
-    from c2f_jax.runs.build import make_stages, make_task
+    from c2f_jax.runs.methods import make_stages, make_task
     from c2f_jax.training.steps import train_step
     from c2f_jax.training.train_state import create_train_state
     from configs import paper_birds

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from c2f_jax.layers import conv, cpu
-from c2f_jax.runs import build
+from c2f_jax.runs import methods
 from c2f_jax.training import steps
 from c2f_jax.training.train_state import create_train_state
 from configs import cub50_lite0
@@ -96,8 +96,8 @@ class Trainer(NamedTuple):
 
 def trainer(config: Any, raw: np.ndarray, labels: np.ndarray, *, num_classes: int) -> Trainer:
     """What is trained, with raw images uint8 [B, R, R, 3] and labels [B] for a batch; not compiled yet."""
-    task = build.make_task(config, num_classes=num_classes, axis_name=None)
-    stage = build.make_stages(config, train_size=1000)[-1]
+    task = methods.make_task(config, num_classes=num_classes, axis_name=None)
+    stage = methods.make_stages(config, train_size=1000)[-1]
     state = create_train_state(jax.random.key(0), task, stage, num_classes=num_classes)
     step = jax.jit(partial(steps.train_step, task=task, stage=stage, seed=0), donate_argnums=0)
     batch = {

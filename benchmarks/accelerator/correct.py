@@ -28,7 +28,7 @@ from c2f_jax.data import pipeline
 from c2f_jax.data.paper_birds import PaperBirds
 from c2f_jax.kernels import bilinear_attention_pooling, center_loss
 from c2f_jax.kernels.crop import PADDINGS
-from c2f_jax.runs import build, parallel
+from c2f_jax.runs import build, methods, parallel
 from c2f_jax.training.stages import Stage
 from c2f_jax.training.steps import train_step
 from c2f_jax.training.train_state import create_train_state
@@ -260,7 +260,7 @@ def with_sizes(config: Any, raw_size: int, view_size: int, batch_size: int) -> A
 
 def stage_of(config: Any, name: str) -> Stage:
     """The stage called so, of an epoch of 10 steps."""
-    (stage,) = (s for s in build.make_stages(config, train_size=10 * config.train.batch_size) if s.name == name)
+    (stage,) = (s for s in methods.make_stages(config, train_size=10 * config.train.batch_size) if s.name == name)
     return stage
 
 
@@ -295,7 +295,7 @@ def training(config: Any, raw_size: int, view_size: int, batch_size: int, stage_
 
     def first_state(of: Any) -> Any:
         stage = stage_of(of, stage_name)
-        task = build.make_task(of, num_classes=classes, axis_name=None)
+        task = methods.make_task(of, num_classes=classes, axis_name=None)
         state = create_train_state(jax.random.key(of.seed), task, stage, num_classes=classes)
         return state.replace(step=jnp.asarray(stage.start + STEP, jnp.int32))
 
@@ -304,7 +304,7 @@ def training(config: Any, raw_size: int, view_size: int, batch_size: int, stage_
     def step(dtype: str, axis_name: str | None) -> Any:
         of = config.copy_and_resolve_references()
         of.model.dtype = dtype
-        task = build.make_task(of, num_classes=classes, axis_name=axis_name)
+        task = methods.make_task(of, num_classes=classes, axis_name=axis_name)
         return partial(train_step, task=task, stage=stage_of(of, stage_name), seed=0, axis_name=axis_name)
 
     def taken(dtype: str, backend_name: str, precision: str | None) -> tuple[Any, dict[str, jax.Array]]:

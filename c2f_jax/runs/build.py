@@ -1,8 +1,7 @@
-"""Config -> objects; the only place where the config is unpacked."""
+"""Config -> all that the loop needs. `checks`, `methods`, `recipe` and this are where the config is unpacked."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, cast
 
 import jax
@@ -14,270 +13,20 @@ from c2f_jax.data import pipeline
 from c2f_jax.data.checking import Hosts
 from c2f_jax.data.raw import Raw
 from c2f_jax.data.sources import Balanced, Labelled, Source, Splits, load
-from c2f_jax.data.splitting import compile_pattern
 from c2f_jax.errors import UserError
-from c2f_jax.models.attention_network import AttentionNetwork, PooledNetwork
-from c2f_jax.models.backbones import BACKBONES, has_drop_path, output_strides, patch_of, smallest_view
 from c2f_jax.models.pretrained import load_pretrained
-from c2f_jax.models.published import INCEPTION
-from c2f_jax.models.two_looks import learned_region, threshold_region
-from c2f_jax.runs import event_files, fields, parallel, processes, recipe
+from c2f_jax.runs import parallel, processes, recipe
 from c2f_jax.runs.checkpoint import latest_step, read_latest
+from c2f_jax.runs.checks import check, check_training
 from c2f_jax.runs.init_from import Start, choose, told
 from c2f_jax.runs.input_values import tell_of_other_values
+from c2f_jax.runs.methods import make_stages, make_task
 from c2f_jax.runs.workdir import read_class_names, read_config
 from c2f_jax.runs.writers import track
 from c2f_jax.storage import as_path
-from c2f_jax.training import augment, losses
-from c2f_jax.training.optimizer import make_optimizer, make_schedule
+from c2f_jax.training import losses
 from c2f_jax.training.stages import Stage, stage_of_checkpoint
 from c2f_jax.training.train_state import TrainState, averages_of, create_train_state, init_variables, switch_stage
-
-TWO_STAGES = ("coarse2fine", "random_box")
-MOST_STEPS = 2**31 - 1  # the state counts them in int32
-
-
-def check(config: Any) -> None:
-    """Raises UserError for values that no use of a run could do with, before anything is read or written."""
-    fields.check(config, training=False)
-    compile_pattern(config.dataset.group_by)
-    model, region = config.model, config.region
-    if not region.min_side < region.max_side:
-        raise UserError(
-            f"region.min_side={region.min_side} must be less than region.max_side={region.max_side}: "
-            "they are the limits of the second look's sides"
-        )
-    if region.teach and not region.side:
-        raise UserError(
-            f"region.teach={region.teach} compares places: give the second look a side, --config.region.side=0.4"
-        )
-    strides = output_strides(model.backbone)
-    if model.output_stride not in (0, *strides):
-        raise UserError(
-            f"model.output_stride={model.output_stride}: {model.backbone} has "
-            f"{' or '.join(str(stride) for stride in strides)} (0: {strides[0]})"
-        )
-    stride, patch = model.output_stride or strides[0], patch_of(model.backbone)
-    smallest = smallest_view(model.backbone, model.output_stride)
-    if model.view_size < smallest:
-        raise UserError(
-            f"model.view_size={model.view_size} is less than one feature of {model.backbone}, {smallest} pixels; "
-            f"try --config.model.view_size={4 * max(stride, smallest)}"
-        )
-    if model.view_size % patch:
-        whole = round(model.view_size / patch) * patch
-        raise UserError(
-            f"model.view_size={model.view_size} is not made of whole patches of {model.backbone}, {patch} pixels; "
-            f"try --config.model.view_size={whole}"
-        )
-    if model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise UserError("model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
-
-
-def stage_lengths(config: Any) -> tuple[str, ...]:
-    """The fields of `stages` that a method heeds."""
-    return ("coarse_epochs", "fine_epochs") if config.method in TWO_STAGES else ("coarse_epochs",)
-
-
-def check_training(config: Any) -> None:
-    """Raises UserError for values that nobody could train with on these devices."""
-    fields.check(config)
-    check(config)
-    augment, stages, optimizer, train = config.augment, config.stages, config.optimizer, config.train
-    if train.tensorboard:
-        event_files.check()
-    recipe.check(config)
-    if augment.min_side > augment.max_side:
-        raise UserError(
-            f"augment.min_side={augment.min_side} must not be more than augment.max_side={augment.max_side}: "
-            "the sides of the random coarse boxes are drawn between them"
-        )
-    if augment.saturation[0] > augment.saturation[1]:
-        raise UserError(f"augment.saturation={augment.saturation} must be (lowest, highest) factor")
-    if config.region.teach and config.region.box_gradient == "none":
-        raise UserError(
-            f"region.teach={config.region.teach} teaches nothing with region.box_gradient=none: take mapping or all"
-        )
-    if config.region.teach and patch_of(config.model.backbone) > 1:
-        raise UserError(
-            f"region.teach={config.region.teach} shows whole photos, and {config.model.backbone} takes views "
-            "of one size only: set --config.region.teach=0.0, or take a convolutional backbone"
-        )
-    if config.region.teach and (augment.mixup or augment.cutmix):
-        raise UserError(
-            "augment.mixup and augment.cutmix show two photos in one, region.teach knows where to look in each alone; "
-            "set --config.region.teach=0.0, or the other two"
-        )
-    lengths = {name: stages[name] for name in stage_lengths(config)}
-    if not optimizer.restart:
-        lengths = {" + ".join(lengths): sum(lengths.values())}
-    for name, length in lengths.items():
-        if 0.0 < length < optimizer.warmup_epochs:
-            raise UserError(
-                f"optimizer.warmup_epochs={optimizer.warmup_epochs} is longer than what it starts, stages.{name}="
-                f"{length}, which would never reach its learning rate; "
-                f"try --config.optimizer.warmup_epochs={length / 10:g}"
-            )
-    parallel.check_batch_size("train.batch_size", train.batch_size)
-    parallel.check_model_axis(config.parallel.model, backend=config.parallel.backend)
-    share = train.batch_size // parallel.device_count()
-    if share % train.accumulate:
-        raise UserError(
-            f"train.accumulate={train.accumulate} must divide each device's share of the batch, {share} images"
-        )
-
-
-def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses.Task:
-    """The network, its input and the constants of the losses.
-
-    Args:
-        config: all fields of `configs/default.py`.
-        num_classes: C.
-        axis_name: device axis under pmap, None under jit.
-    """
-    model, region = config.model, config.region
-    # float64 is for checks: nothing is cast, everything promotes. Otherwise the compute dtype is told to each layer.
-    dtype = None if model.dtype == "float64" else jnp.dtype(model.dtype)
-    backbone = BACKBONES[model.backbone](
-        dtype=dtype,
-        axis_name=axis_name,
-        output_stride=model.output_stride,
-        drop_path=model.drop_path if has_drop_path(model.backbone) else 0.0,
-        remat=model.remat,
-    )
-    network: AttentionNetwork | PooledNetwork
-    if config.method == "baseline":
-        network = PooledNetwork(backbone, num_classes)
-    else:
-        network = AttentionNetwork(
-            backbone,
-            num_classes,
-            num_maps=model.num_maps,
-            attention_init=model.attention_init,
-            feature_channels=model.feature_channels,
-            feature_scale=model.feature_scale,
-            box_gradient=region.box_gradient,
-            box_gradient_scale=region.box_gradient_scale,
-            min_side=region.min_side,
-            max_side=region.max_side,
-            kappa_init=region.kappa,
-            floor=region.floor,
-            background=region.background,
-            cell_offset=region.cell_offset,
-            side=region.side,
-            dtype=dtype,
-            axis_name=axis_name,
-        )
-    learned = partial(learned_region, side=region.side)
-    test_regions = {
-        "baseline": None,
-        "attention": learned,  # its score head never learns: the attention's own box, the control to beat
-        "wsdan": partial(threshold_region, size=model.view_size),
-        "coarse2fine": learned,
-        "random_box": learned,  # untrained, as with attention
-    }
-    return losses.Task(
-        network=network,
-        view_size=model.view_size,
-        normalise=partial(
-            augment.normalise,
-            mean=tuple(config.augment.mean or INCEPTION.mean),
-            std=tuple(config.augment.std or INCEPTION.std),
-        ),
-        random_boxes=partial(
-            augment.random_boxes,
-            min_side=config.augment.min_side,
-            max_side=config.augment.max_side,
-            flip=config.augment.flip,
-        ),
-        random_colour=recipe.random_changes(config.augment),
-        center_weight=config.loss.center_weight,
-        center_rate=config.loss.center_rate,
-        test_side=config.augment.test_side,
-        test_region=test_regions[config.method],
-        side=region.side,
-        cell_offset=region.cell_offset,
-        teach=region.teach,
-        mix=recipe.mix(config.augment),
-        label_smoothing=config.loss.label_smoothing,
-    )
-
-
-def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
-    """The method's stages, one after the other. train_size: examples in an epoch.
-
-    Raises:
-        UserError: if there is nothing to do, or an epoch is shorter than a step.
-    """
-    settings, batch_size = config.optimizer, config.train.batch_size
-    if train_size < batch_size:
-        raise UserError(
-            f"train.batch_size={batch_size} is more than the {train_size} training examples; "
-            f"try --config.train.batch_size={max(1, train_size // 2)}"
-        )
-
-    def steps_of(epochs: float) -> int:
-        return round(epochs * train_size / batch_size)
-
-    total = sum(steps_of(config.stages[name]) for name in stage_lengths(config))
-
-    def stage(name: str, start: int, epochs: float, loss: Any, *, factor: float = 1.0, probe: bool = False) -> Stage:
-        steps = steps_of(epochs)
-        begun = 0 if settings.restart else start
-        whole = make_schedule(
-            settings.schedule,
-            learning_rate=factor * settings.learning_rate,
-            steps=steps if settings.restart else total,
-            warmup_steps=steps_of(settings.warmup_epochs),
-            decay_rate=settings.decay_rate,
-            decay_steps=max(1, steps_of(settings.decay_epochs)),
-        )
-
-        def schedule(count: Any) -> Any:
-            return whole(begun + count)
-
-        tx = make_optimizer(
-            settings.name,
-            schedule,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm,
-            factors={"backbone": 1.0, "head": settings.head_factor, "region": settings.region_factor},
-            layer_decay=settings.layer_decay,
-            frozen=settings.freeze,
-        )
-        return Stage(name, start, steps, loss, tx, schedule, probe, settings.freeze)
-
-    region = config.region
-    random_region = partial(losses.random_region, min_side=region.min_side, max_side=region.max_side)
-    sampled_crop = partial(losses.sampled_crop_region, size=config.model.view_size)
-    taught: losses.RegionOfKeys = losses.taught_region
-    if region.side:
-        taught = partial(losses.drawn_region, side=region.side, cell_offset=region.cell_offset)
-    drop_view = config.loss.drop_view
-    fine_losses = {
-        "coarse2fine": partial(losses.fine_loss, region=taught, drop_view=drop_view),
-        "random_box": partial(losses.fine_loss, region=random_region, drop_view=drop_view),
-        "wsdan": partial(losses.fine_loss, region=sampled_crop, drop_view=True),
-    }
-    fine_loss = fine_losses.get(config.method)
-    if config.method == "wsdan":
-        stages = [stage("wsdan", 0, config.stages.coarse_epochs, fine_loss)]
-    else:
-        stages = [stage("coarse", 0, config.stages.coarse_epochs, losses.coarse_loss)]
-        if fine_loss is not None:
-            start, epochs, factor = stages[0].end, config.stages.fine_epochs, settings.fine_factor
-            stages.append(stage("fine", start, epochs, fine_loss, factor=factor, probe=True))
-    stages = [one for one in stages if one.steps > 0]
-    if not stages:
-        raise UserError(
-            f"stages.coarse_epochs={config.stages.coarse_epochs} leaves no step to take; "
-            "try --config.stages.coarse_epochs=1"
-        )
-    if stages[-1].end > MOST_STEPS:
-        epochs = f"stages.coarse_epochs={config.stages.coarse_epochs}, stages.fine_epochs={config.stages.fine_epochs}"
-        raise UserError(f"{epochs} are {stages[-1].end} steps of {batch_size} images; {MOST_STEPS} can be counted")
-    return tuple(stages)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 from flax import traverse_util
 
 from c2f_jax.models import efficientnet_lite
-from c2f_jax.runs import build
+from c2f_jax.runs import methods
 from c2f_jax.training import steps
 from c2f_jax.training.train_state import create_train_state
 from configs import cub50_lite0
@@ -112,9 +112,9 @@ class Pair:
         config.optimizer.head_factor = config.optimizer.region_factor = 1.0
         config.optimizer.clip_norm = math.inf  # PyTorch adds 1e-6 to the norm that it clips by
         config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-        task = build.make_task(config, num_classes=NUM_CLASSES, axis_name=None)
+        task = methods.make_task(config, num_classes=NUM_CLASSES, axis_name=None)
         self.task = dataclasses.replace(task, random_boxes=lambda keys, place: jnp.asarray(BOXES))
-        self.stage = build.make_stages(config, train_size=10**9)[-1]  # its learning rate stays at the peak
+        self.stage = methods.make_stages(config, train_size=10**9)[-1]  # its learning rate stays at the peak
         self.raw = np.random.default_rng(0).integers(0, 256, (len(LABELS), *2 * [RAW_SIZE[method]], 3), np.uint8)
 
         self.model = step.torch_model(config, NUM_CLASSES)

@@ -10,7 +10,8 @@ from c2f_jax.data.pipeline import training_batches
 from c2f_jax.data.raw import Raw
 from c2f_jax.data.sources import Balanced, load
 from c2f_jax.errors import UserError
-from c2f_jax.runs.build import build, check, load_splits
+from c2f_jax.runs.build import build, load_splits
+from c2f_jax.runs.checks import check
 from tests.tiny import tiny_config
 
 

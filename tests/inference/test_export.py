@@ -21,7 +21,7 @@ from c2f_jax.inference import load_model
 from c2f_jax.inference.export import answer, description
 from c2f_jax.inference.model_card import model_card
 from c2f_jax.models.pretrained import load_pretrained
-from c2f_jax.runs.build import make_task
+from c2f_jax.runs.methods import make_task
 from c2f_jax.training.train_state import init_variables
 from tests.tiny import tiny_config
 

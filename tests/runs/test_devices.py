@@ -10,7 +10,8 @@ from c2f_jax.kernels import by_gather, crop_and_resize
 from c2f_jax.models import backbones
 from c2f_jax.models.resnet import BasicBlock, ResNet
 from c2f_jax.runs import parallel
-from c2f_jax.runs.build import build, make_task
+from c2f_jax.runs.build import build
+from c2f_jax.runs.methods import make_task
 from c2f_jax.training.stages import stage_at
 from c2f_jax.training.steps import train_step
 from c2f_jax.training.train_state import switch_stage

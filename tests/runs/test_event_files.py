@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from c2f_jax.errors import Interrupted, UserError
-from c2f_jax.runs import build
+from c2f_jax.runs import checks
 from c2f_jax.runs.event_files import EventFiles
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.loop import train_and_evaluate
@@ -99,4 +99,4 @@ def test_what_is_told_again_is_shown_once(tmp_path):
 def test_its_package_is_asked_for_before_anything_is_written(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r"tensorboardX is missing; pip install tensorboardX"):
-        build.check_training(tiny_config(train__tensorboard=True))
+        checks.check_training(tiny_config(train__tensorboard=True))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from c2f_jax import cli
-from c2f_jax.runs import build as building
+from c2f_jax.runs import methods
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.explosion import Watch
@@ -44,7 +44,7 @@ def test_what_was_saved_while_it_exploded_is_set_aside(tmp_path, capsys, monkeyp
         train__log_every_steps=20,  # more than explode: nothing is written of it in between
     )
     monkeypatch.setattr(cli, "load_config", lambda path: config.copy_and_resolve_references())
-    monkeypatch.setattr(building, "make_schedule", exploding(at, 1e30))
+    monkeypatch.setattr(methods, "make_schedule", exploding(at, 1e30))
     workdir = tmp_path / "a run"
     assert cli.main([f"--workdir={workdir}"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()

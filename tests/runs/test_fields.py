@@ -17,7 +17,8 @@ from c2f_jax.models.attention_network import ATTENTION_INITS, BOX_GRADIENTS
 from c2f_jax.models.backbones import BACKBONES, output_strides
 from c2f_jax.models.resnet import BasicBlock, ResNet
 from c2f_jax.runs import fields
-from c2f_jax.runs.build import build, check, check_training
+from c2f_jax.runs.build import build
+from c2f_jax.runs.checks import check, check_training
 from c2f_jax.runs.fields import TABLE
 from c2f_jax.training.steps import train_step
 from c2f_jax.training.train_state import switch_stage

@@ -148,18 +148,18 @@ def test_the_advice_of_a_run_that_broke_can_be_followed(tmp_path, capsys, monkey
     config = tiny_config(**sgd, optimizer__learning_rate=1e-4, train__checkpoint_every_steps=2)
     workdir = tmp_path / "run"
     monkeypatch.setattr(cli, "load_config", lambda path: config.copy_and_resolve_references())
-    from c2f_jax.runs import build as building
+    from c2f_jax.runs import methods as methods
 
-    ordinary = building.make_schedule
+    ordinary = methods.make_schedule
     # A rate that is no number after five steps.
     nan = jax.numpy.nan
     monkeypatch.setattr(
-        building, "make_schedule", lambda *a, **k: lambda step: jax.numpy.where(step > 4, nan, ordinary(*a, **k)(step))
+        methods, "make_schedule", lambda *a, **k: lambda step: jax.numpy.where(step > 4, nan, ordinary(*a, **k)(step))
     )
     assert cli.main([f"--workdir={workdir}"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "not finite" in line and read_latest(workdir, build(config).abstract_model, finite=True)[0] >= 4
-    monkeypatch.setattr(building, "make_schedule", ordinary)
+    monkeypatch.setattr(methods, "make_schedule", ordinary)
     flags = [word.rstrip(",;.") for word in line.split() if word.startswith("--")]
     assert len(flags) == 3 and cli.main([*flags, "--config.stages.fine_epochs=0"]) == 0
     said = capsys.readouterr().out

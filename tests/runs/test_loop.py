@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from c2f_jax import cli
-from c2f_jax.runs import build as building
+from c2f_jax.runs import methods
 from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
 from tests.tiny import tiny_config
 
@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
     config = tiny_config(optimizer__name="sgd", optimizer__clip_norm=0.0)
     monkeypatch.setattr(cli, "load_config", lambda path: config)
     # More than a config may ask for.
-    monkeypatch.setattr(building, "make_schedule", lambda *args, **settings: lambda step: 1e30)
+    monkeypatch.setattr(methods, "make_schedule", lambda *args, **settings: lambda step: 1e30)
     assert cli.main([f"--workdir={tmp_path / 'run'}"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "not finite at step" in line and "of the interval 0 to" in line and "coarse/loss" in line

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from c2f_jax.runs.build import make_stages, make_task
+from c2f_jax.runs.methods import make_stages, make_task
 from c2f_jax.training.steps import predict, train_step
 from c2f_jax.training.train_state import create_train_state, switch_stage
 from configs import cub, paper_birds

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from c2f_jax.runs.build import build, make_task
+from c2f_jax.runs.build import build
+from c2f_jax.runs.methods import make_task
 from c2f_jax.training import losses
 from c2f_jax.training.augment import example_keys
 from c2f_jax.training.optimizer import make_optimizer, make_schedule

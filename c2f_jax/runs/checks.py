@@ -1,0 +1,96 @@
+"""What no run could do with, told before anything is read or written."""
+
+from typing import Any
+
+import jax
+
+from c2f_jax.data.splitting import compile_pattern
+from c2f_jax.errors import UserError
+from c2f_jax.models.backbones import output_strides, patch_of, smallest_view
+from c2f_jax.runs import event_files, fields, parallel, recipe
+from c2f_jax.runs.methods import stage_lengths
+
+
+def check(config: Any) -> None:
+    """Raises UserError for values that no use of a run could do with, before anything is read or written."""
+    fields.check(config, training=False)
+    compile_pattern(config.dataset.group_by)
+    model, region = config.model, config.region
+    if not region.min_side < region.max_side:
+        raise UserError(
+            f"region.min_side={region.min_side} must be less than region.max_side={region.max_side}: "
+            "they are the limits of the second look's sides"
+        )
+    if region.teach and not region.side:
+        raise UserError(
+            f"region.teach={region.teach} compares places: give the second look a side, --config.region.side=0.4"
+        )
+    strides = output_strides(model.backbone)
+    if model.output_stride not in (0, *strides):
+        raise UserError(
+            f"model.output_stride={model.output_stride}: {model.backbone} has "
+            f"{' or '.join(str(stride) for stride in strides)} (0: {strides[0]})"
+        )
+    stride, patch = model.output_stride or strides[0], patch_of(model.backbone)
+    smallest = smallest_view(model.backbone, model.output_stride)
+    if model.view_size < smallest:
+        raise UserError(
+            f"model.view_size={model.view_size} is less than one feature of {model.backbone}, {smallest} pixels; "
+            f"try --config.model.view_size={4 * max(stride, smallest)}"
+        )
+    if model.view_size % patch:
+        whole = round(model.view_size / patch) * patch
+        raise UserError(
+            f"model.view_size={model.view_size} is not made of whole patches of {model.backbone}, {patch} pixels; "
+            f"try --config.model.view_size={whole}"
+        )
+    if model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError("model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
+
+
+def check_training(config: Any) -> None:
+    """Raises UserError for values that nobody could train with on these devices."""
+    fields.check(config)
+    check(config)
+    augment, stages, optimizer, train = config.augment, config.stages, config.optimizer, config.train
+    if train.tensorboard:
+        event_files.check()
+    recipe.check(config)
+    if augment.min_side > augment.max_side:
+        raise UserError(
+            f"augment.min_side={augment.min_side} must not be more than augment.max_side={augment.max_side}: "
+            "the sides of the random coarse boxes are drawn between them"
+        )
+    if augment.saturation[0] > augment.saturation[1]:
+        raise UserError(f"augment.saturation={augment.saturation} must be (lowest, highest) factor")
+    if config.region.teach and config.region.box_gradient == "none":
+        raise UserError(
+            f"region.teach={config.region.teach} teaches nothing with region.box_gradient=none: take mapping or all"
+        )
+    if config.region.teach and patch_of(config.model.backbone) > 1:
+        raise UserError(
+            f"region.teach={config.region.teach} shows whole photos, and {config.model.backbone} takes views "
+            "of one size only: set --config.region.teach=0.0, or take a convolutional backbone"
+        )
+    if config.region.teach and (augment.mixup or augment.cutmix):
+        raise UserError(
+            "augment.mixup and augment.cutmix show two photos in one, region.teach knows where to look in each alone; "
+            "set --config.region.teach=0.0, or the other two"
+        )
+    lengths = {name: stages[name] for name in stage_lengths(config)}
+    if not optimizer.restart:
+        lengths = {" + ".join(lengths): sum(lengths.values())}
+    for name, length in lengths.items():
+        if 0.0 < length < optimizer.warmup_epochs:
+            raise UserError(
+                f"optimizer.warmup_epochs={optimizer.warmup_epochs} is longer than what it starts, stages.{name}="
+                f"{length}, which would never reach its learning rate; "
+                f"try --config.optimizer.warmup_epochs={length / 10:g}"
+            )
+    parallel.check_batch_size("train.batch_size", train.batch_size)
+    parallel.check_model_axis(config.parallel.model, backend=config.parallel.backend)
+    share = train.batch_size // parallel.device_count()
+    if share % train.accumulate:
+        raise UserError(
+            f"train.accumulate={train.accumulate} must divide each device's share of the batch, {share} images"
+        )
