@@ -128,6 +128,17 @@ def test_names_that_no_folder_can_hold(capsys, tmp_path, flag):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flag", ["model.pretrained={}/model.safetensors", "init_from={}"])
+def test_what_a_run_begins_with_is_looked_for_before_its_data_are_made_ready(capsys, tmp_path, monkeypatch, flag):
+    """Which may take hours; with input values of its own or without."""
+    monkeypatch.setattr("c2f_jax.runs.build.load_splits", lambda config: pytest.fail("made ready"))
+    place = tmp_path / "nowhere"
+    for more in ([], ["--config.augment.mean=(1.0,1.0,1.0)", "--config.augment.std=(1.0,1.0,1.0)"]):
+        line = refused(capsys, f"--config.{flag.format(place)}", *more, f"--workdir={tmp_path / 'run'}")
+        assert str(place) in line and ("no file of weights" in line or "holds no checkpoint" in line)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_home_is_known_in_every_path(tmp_path, monkeypatch, finished_config):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").mkdir()

@@ -117,12 +117,14 @@ def _values_beside(source: str) -> Values | None:
         try:
             path = _download(source, name) if source.startswith("hf://") else _as_path(source).with_name(name)
             said = json.loads(storage.read_text(path)) if storage.is_file(path) else {}
-            said = {**said, **said.get("pretrained_cfg", {})}
+            said = {**said, **(said.get("pretrained_cfg") or {})}
             found = [tuple(round(255.0 * float(v), 3) for v in said.get(key) or said[f"image_{key}"]) for key in KEYS]
         except (UserError, OSError, ValueError, TypeError, AttributeError, KeyError):
             continue  # no such file, or one that says nothing of it
-        if all(len(triple) == 3 for triple in found):
-            mean, std = found
+        mean, std = found
+        if len(mean) == len(std) == 3 and all(
+            0.0 <= m <= 255.0 and 0.0 < s <= 255.0 for m, s in zip(mean, std, strict=True)
+        ):
             return Values((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
     return None
 

@@ -106,10 +106,45 @@ _TRANSFORMERS_CONVNEXT = _Dialect(
         (r"^layernorm\..*", ""),  # the classifier's
     ),
 )
-_DIALECTS = (
-    *(_TORCHVISION_CONVNEXT, _TORCHVISION_VIT, _AUTHORS_CONVNEXT, _AUTHORS_VIT, _TIMM_DINOV3),
-    *(_TRANSFORMERS_CONVNEXT, _TRANSFORMERS_VIT),
+_TRANSFORMERS_CLIP = _Dialect(
+    r"(?:vision_model\.)?pre_layrnorm\.weight",
+    (
+        (r"^(?:text_model|text_projection|visual_projection)\..*|^logit_scale$|^.*\.position_ids$", ""),
+        (r"^vision_model\.", ""),
+        (r"^embeddings\.class_embedding$", "cls_token"),
+        (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+        (r"^pre_layrnorm\.", "norm_pre."),
+        (r"^post_layernorm\.", "norm."),
+        (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
+        (r"\.self_attn\.(q|k|v)_proj\.", r".attn.\1."),
+        (r"\.self_attn\.out_proj\.", ".attn.proj."),
+        (r"\.layer_norm(\d)\.", r".norm\1."),
+    ),
 )
+_AUTHORS_CLIP = _Dialect(  # OpenAI, OpenCLIP
+    r"visual\.class_embedding",
+    (
+        (r"^(?!visual\.).*|^visual\.proj$", ""),
+        (r"^visual\.class_embedding$", "cls_token"),
+        (r"^visual\.positional_embedding$", "pos_embed"),
+        (r"^visual\.conv1\.", "patch_embed.proj."),
+        (r"^visual\.ln_pre\.", "norm_pre."),
+        (r"^visual\.ln_post\.", "norm."),
+        (r"^visual\.transformer\.resblocks\.(\d+)\.", r"blocks.\1."),
+        (r"\.attn\.in_proj_", ".attn.qkv."),
+        (r"\.attn\.out_proj\.", ".attn.proj."),
+        (r"\.ln_(\d)\.", r".norm\1."),
+        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    ),
+)
+_DIALECTS = (
+    *(_TORCHVISION_CONVNEXT, _TORCHVISION_VIT, _AUTHORS_CONVNEXT, _AUTHORS_VIT, _AUTHORS_CLIP, _TIMM_DINOV3),
+    *(_TRANSFORMERS_CONVNEXT, _TRANSFORMERS_VIT, _TRANSFORMERS_CLIP),
+)
+# What training programs put before all names of a model that they wrap.
+_WRAPPERS = re.compile(r"(?:_orig_mod|module|model|backbone|net)\.")
 
 
 def in_timms_words(weights: Weights) -> Weights:
@@ -118,17 +153,29 @@ def in_timms_words(weights: Weights) -> Weights:
     Queries, keys and values of their own become one matrix; a class token and its position embedding become one, where
     register tokens stand between it and the patches. What no name is known for keeps the one that it has.
     """
+    while (wrapper := _wrapper(weights)) is not None:
+        weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
     for dialect in _DIALECTS:
         if any(re.fullmatch(dialect.marker, key) for key in weights):
             weights = {_renamed(key, dialect.rules): value for key, value in weights.items()}
             weights.pop("", None)
     weights = _with_one_qkv(_without_masked_biases(weights))
     weights = {key: value.reshape(-1) if _is_flat(key) else value for key, value in weights.items()}
+    if "cls_token" in weights:  # CLIP's authors have it, and positions, without the sides of 1
+        weights["cls_token"] = weights["cls_token"].reshape(1, 1, -1)
     places = weights.get("pos_embed")
+    if places is not None and places.ndim == 2:
+        places = weights["pos_embed"] = places[None]
     if places is not None and "reg_token" in weights and "cls_token" in weights and _is_square(places.shape[1] - 1):
         weights["cls_token"] = weights["cls_token"] + places[:, :1]
         weights["pos_embed"] = places[:, 1:]
     return weights
+
+
+def _wrapper(weights: Weights) -> str | None:
+    """The word before all of the names, if it is one of `_WRAPPERS`."""
+    found = _WRAPPERS.match(next(iter(weights), ""))
+    return found[0] if found and all(key.startswith(found[0]) for key in weights) else None
 
 
 def _renamed(key: str, rules: Sequence[tuple[str, str]]) -> str:
@@ -157,14 +204,18 @@ def _without_masked_biases(weights: Weights) -> Weights:
 
 
 def _with_one_qkv(weights: Weights) -> Weights:
+    """One matrix of queries, keys and values where there are all three; what is not whole stays, and has no place."""
     found = dict(weights)
     for key in weights:
         match = re.fullmatch(r"(blocks\.\d+\.attn)\.q\.(weight|bias)", key)
-        if match is None:
+        if match is None or match.expand(r"\1.qkv.\2") in weights:
             continue
         block, leaf = match.groups()
-        parts = [found.pop(f"{block}.{part}.{leaf}", None) for part in "qkv"]
-        some = next(part for part in parts if part is not None)
-        # DINOv3's keys have no bias.
-        found[f"{block}.qkv.{leaf}"] = np.concatenate([np.zeros_like(some) if p is None else p for p in parts])
+        parts = {part: weights.get(f"{block}.{part}.{leaf}") for part in "qkv"}
+        if leaf == "bias" and parts["k"] is None:  # DINOv3's keys have none
+            parts["k"] = np.zeros_like(weights[key])
+        whole = [part for part in parts.values() if part is not None]
+        if len(whole) == len(parts):
+            found = {name: value for name, value in found.items() if name not in {f"{block}.{p}.{leaf}" for p in "qkv"}}
+            found[f"{block}.qkv.{leaf}"] = np.concatenate(whole)
     return found

@@ -1,13 +1,17 @@
 """What no run could do with, told before anything is read or written."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from c2f_jax import storage
 from c2f_jax.data.splitting import compile_pattern
 from c2f_jax.errors import UserError
 from c2f_jax.models.backbones import output_strides, patch_of, smallest_view
+from c2f_jax.models.pretrained import locate
 from c2f_jax.runs import event_files, fields, parallel, recipe
+from c2f_jax.runs.checkpoint import latest_step
 from c2f_jax.runs.methods import stage_lengths
 
 
@@ -94,3 +98,18 @@ def check_training(config: Any) -> None:
         raise UserError(
             f"train.accumulate={train.accumulate} must divide each device's share of the batch, {share} images"
         )
+
+
+def check_beginning(config: Any, workdir: Path) -> None:
+    """`check_training`, and that what a new run begins with is there: its data may take hours to make ready.
+
+    Raises:
+        UserError: if a value cannot be used, or the other run or the weights are not there.
+    """
+    check_training(config)
+    if storage.is_dir(workdir / "checkpoints"):  # which goes on
+        return
+    if config.init_from:
+        latest_step(storage.as_path("config.init_from", config.init_from))
+    elif config.model.pretrained:
+        locate(config.model.pretrained)

@@ -7,7 +7,7 @@ from typing import Any
 from c2f_jax import storage
 from c2f_jax.console import warn
 from c2f_jax.errors import UserError
-from c2f_jax.models.pretrained import input_values, locate
+from c2f_jax.models.pretrained import input_values
 from c2f_jax.models.published import INCEPTION, Values
 from c2f_jax.runs.workdir import read_config
 
@@ -44,7 +44,6 @@ def _of_beginning(config: Any) -> Values:
         return INCEPTION
     values = input_values(config.model.pretrained, config.model.backbone)
     if values is None:
-        locate(config.model.pretrained)  # weights that are not there come first
         raise UserError(
             f"what mean and deviation model.pretrained={config.model.pretrained} expects stands nowhere beside it; "
             "give --config.augment.mean and --config.augment.std, in grey levels"

@@ -36,6 +36,7 @@ from c2f_jax.runs.build import (
     raw_images,
 )
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
+from c2f_jax.runs.checks import check_beginning
 from c2f_jax.runs.event_files import EventFiles, check_place
 from c2f_jax.runs.evidence import evidence_of
 from c2f_jax.runs.explosion import Watch
@@ -84,6 +85,7 @@ def train_and_evaluate(
     """
     began = time.perf_counter()
     workdir = storage.as_path("workdir", os.fspath(workdir))
+    processes.together(lambda: check_beginning(config, workdir))
     config = processes.together(lambda: with_input_values(config, workdir))
     run = processes.together(lambda: build(config))
     names = run.splits.class_names
@@ -415,7 +417,8 @@ def _evaluated(program: Any, params: Any, batch_stats: Any, batches: Iterator[An
 def _evaluator(run: Run, signal: Callable[[], int], remedy: Callable[[], str]) -> Any:
     """(state, source, what it is) -> what `_evaluated` does; raises `_Asked` between batches if there is a signal.
 
-    Where the state has averages, their metrics come beside as `ema_...`, and the scores are theirs.
+    Where the state has averages, with which the run answers, metrics and scores are theirs; those of what is trained
+    come beside as `trained_...`.
     """
     program = _eval_program(run.task, run.mesh)
 
@@ -427,11 +430,12 @@ def _evaluator(run: Run, signal: Callable[[], int], remedy: Callable[[], str]) -
 
     def evaluate_on(state: TrainState, source: Source, what: str) -> tuple[dict[str, float], Scores]:
         try:
-            found = _evaluated(program, state.params, state.batch_stats, heeding(run.evaluation_batches(source)))
+            metrics, scores = _evaluated(program, *state.answers, heeding(run.evaluation_batches(source)))
             if state.average is None:
-                return found
-            averaged, scores = _evaluated(program, *state.answers, heeding(run.evaluation_batches(source)))
-            return found[0] | {f"ema_{name}": value for name, value in averaged.items()}, scores
+                return metrics, scores
+            trained = state.params, state.batch_stats
+            beside, _ = _evaluated(program, *trained, heeding(run.evaluation_batches(source)))
+            return metrics | {f"trained_{name}": value for name, value in beside.items()}, scores
         except FloatingPointError as error:
             raise FloatingPointError(f"{what}: {error}{remedy()}") from None
 

@@ -84,7 +84,46 @@ def of_dinov3s_authors(weights):
     return {key: value for key, value in found.items() if not key.startswith("head.")}
 
 
+def of_clips_authors(weights):
+    """OpenAI's and OpenCLIP's names, with some of the tower that reads text."""
+    found = {"logit_scale": np.ones((), np.float32), "transformer.resblocks.0.ln_1.weight": np.ones(48, np.float32)}
+    renames = [("patch_embed.proj", "conv1"), ("norm_pre", "ln_pre"), ("cls_token", "class_embedding")]
+    renames += [("pos_embed", "positional_embedding"), ("blocks.", "transformer.resblocks."), ("norm1", "ln_1")]
+    renames += [("norm2", "ln_2"), ("attn.qkv.", "attn.in_proj_"), ("attn.proj.", "attn.out_proj.")]
+    renames += [("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")]
+    for key, value in weights.items():
+        for old, new in renames:
+            key = key.replace(old, new)
+        key = f"visual.{key}".replace("visual.norm.", "visual.ln_post.")
+        if "head" not in key:
+            found[key] = value[0, 0] if "class" in key else value[0] if "positional" in key else value
+    return found | {"visual.proj": np.zeros((48, 32), np.float32)}
+
+
+def of_transformers_clip(weights):
+    """Its names, with some of the tower that reads text; features of its own program were compared once."""
+    found = {"logit_scale": np.ones((), np.float32), "text_model.final_layer_norm.weight": np.ones(48, np.float32)}
+    found |= {"visual_projection.weight": np.ones((32, 48), np.float32), "text_projection.weight": np.ones((32, 48))}
+    found["vision_model.embeddings.position_ids"] = np.arange(17)[None]
+    renames = [("patch_embed.proj", "embeddings.patch_embedding"), ("norm_pre", "pre_layrnorm")]
+    renames += [("cls_token", "embeddings.class_embedding"), ("pos_embed", "embeddings.position_embedding.weight")]
+    renames += [("blocks.", "encoder.layers."), ("norm1", "layer_norm1"), ("norm2", "layer_norm2")]
+    renames += [("attn.proj", "self_attn.out_proj")]
+    for key, value in weights.items():
+        for old, new in renames:
+            key = key.replace(old, new)
+        key = f"vision_model.{key}".replace("vision_model.norm.", "vision_model.post_layernorm.")
+        if ".qkv." in key:
+            for part, third in zip("qkv", np.split(value, 3), strict=True):
+                found[key.replace("attn.qkv", f"self_attn.{part}_proj")] = third
+        elif "head" not in key:
+            found[key] = value[0, 0] if "class_emb" in key else value[0] if "position_emb" in key else value
+    return found
+
+
 AUTHORS = {
+    "clip": of_clips_authors,
+    "clip_quickgelu": of_transformers_clip,
     "convnext": of_convnexts_authors,
     "convnextv2": of_convnexts_authors,
     "dinov2": of_dinov2s_authors,
@@ -104,7 +143,7 @@ def test_authors_names_give_timms_variables(name, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="pip install torch torchvision timm")
-@pytest.mark.parametrize("name", AUTHORS)
+@pytest.mark.parametrize("name", sorted(AUTHORS.keys() - {"clip_quickgelu"}))  # whose names timm does not know
 def test_timm_reads_the_authors_names_alike(name):
     import torch
     from timm.models import convnext, eva, vision_transformer
@@ -118,6 +157,34 @@ def test_timm_reads_the_authors_names_alike(name):
     assert all(key.endswith(".qkv.bias") and not np.any(ours[key]) for key in set(ours) - set(timms))
     for key in timms:
         np.testing.assert_allclose(ours[key], timms[key], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", ["q_proj.weight", "k_proj.weight", "v_proj.weight", "q_proj.bias", "v_proj.bias"])
+def test_a_part_of_a_matrix_that_is_missing_is_told(tmp_path, missing):
+    """No zeros take its place; of the keys' biases they do, which DINOv3 has none of."""
+    weights = of_transformers_clip(drawn("clip_quickgelu"))
+    del weights[f"vision_model.encoder.layers.1.self_attn.{missing}"]
+    leaf = "kernel" if "weight" in missing else "bias"
+    with pytest.raises(UserError, match=f"variables without a key: params/blocks_1/attn/qkv/{leaf}$"):
+        loaded(tmp_path, weights, CASES["clip_quickgelu"].ours, 64)
+
+
+def test_a_part_beside_the_whole_has_no_place(tmp_path):
+    weights = drawn("vit")
+    weights["blocks.0.attn.q.weight"] = weights["blocks.0.attn.proj.weight"]
+    with pytest.raises(UserError, match=r"keys without a place: blocks.0.attn.q.weight$"):
+        loaded(tmp_path, weights, CASES["vit"].ours, 64)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "backbone.", "module.model.", "_orig_mod."])
+def test_a_word_before_all_names_is_left_out(tmp_path, wrapper):
+    """As wrappers of training programs leave it."""
+    weights, case = drawn("vit"), CASES["vit"]
+    found = loaded(tmp_path, {wrapper + key: value for key, value in weights.items()}, case.ours, 64)
+    jax.tree.map(np.testing.assert_array_equal, found, loaded(tmp_path, weights, case.ours, 64))
+    some = {(wrapper if "blocks" in key else "") + key: value for key, value in weights.items()}
+    with pytest.raises(UserError, match="keys without a place"):
+        loaded(tmp_path, some, case.ours, 64)
 
 
 def test_biases_that_are_not_zero_are_not_left_out(tmp_path):

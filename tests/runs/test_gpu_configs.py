@@ -50,7 +50,7 @@ def test_starts_trains_and_predicts(name, photos, tmp_path, monkeypatch):
     config.stages.fine_epochs, config.optimizer.warmup_epochs, config.train.batch_size = 2.0, 0.5, 8
     results = train_and_evaluate(config, tmp_path / "run")
     assert np.isfinite([value for key, value in results.items() if key.endswith("loss")]).all()
-    assert {"coarse/loss", "fused/loss", "ema_fused/loss"} <= set(results)
+    assert {"coarse/loss", "fused/loss", "trained_fused/loss"} <= set(results)
 
     model = load_model(tmp_path / "run")
     assert (model.config.augment.mean, model.config.augment.std) == IMAGENET

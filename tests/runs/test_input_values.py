@@ -51,7 +51,7 @@ def test_a_config_s_own_stay(capsys):
     ("file", "content"),
     [
         ("config.json", {"architecture": "x", "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}}),
-        ("config.json", {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}),
+        ("config.json", {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1], "pretrained_cfg": None}),
         ("preprocessor_config.json", {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}),
     ],
 )
@@ -63,22 +63,21 @@ def test_a_file_beside_the_weights_says_it(tmp_path, file, content):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"mean": 3, "std": 4}', '{"mean": [1], "std": [2]}', '{"mean": "abc"}']
+    "content",
+    [
+        *("", "{", "[]", '{"mean": 3, "std": 4}', '{"mean": [1], "std": [2]}', '{"mean": "abc"}'),
+        *('{"mean": [127, 127, 127], "std": [128, 128, 128]}', '{"mean": [0.5, 0.5, NaN], "std": [1, 1, 1]}'),
+        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0]}',
+    ],
 )
 def test_where_nobody_says_it_a_line_asks(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    (tmp_path / "model.safetensors").touch()
     config = beginning_with(tmp_path / "model.safetensors", "vit_base_patch16")
     with pytest.raises(
         UserError, match="nowhere beside it; give --config.augment.mean and --config.augment.std"
     ) as error:
         with_input_values(config)
     assert str(error.value).isprintable()
-
-
-def test_weights_that_are_not_there_come_before_what_they_expect(tmp_path):
-    with pytest.raises(UserError, match="there is no file of weights .*model.safetensors"):
-        with_input_values(beginning_with(tmp_path / "model.safetensors", "vit_base_patch16"))
 
 
 def test_another_run_s_go_first(tmp_path):

@@ -335,9 +335,9 @@ def test_a_run_with_all_of_them_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
     # The averages have columns of their own, and answer.
     state = states[0]
-    assert whole["ema_fused/loss"] != whole["fused/loss"]
+    assert whole["trained_fused/loss"] != whole["fused/loss"]
     found = evaluate_checkpoint(config, tmp_path / "whole")
-    assert found["fused/loss"] == pytest.approx(whole["ema_fused/loss"], rel=1e-6)
+    assert found["fused/loss"] == pytest.approx(whole["fused/loss"], rel=1e-6)
     assert found["calibrated/loss"] == pytest.approx(whole["calibrated/loss"], rel=1e-6)
     kernel = state.params["backbone"]["patch_embed_proj"]["kernel"]
     np.testing.assert_array_equal(kernel, run.create_state().params["backbone"]["patch_embed_proj"]["kernel"])
