@@ -6,7 +6,7 @@ checkpoint needs no position of the data, and any number of processes can resume
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -15,7 +15,7 @@ import numpy as np
 from c2f_jax.data import images
 from c2f_jax.data.images import UnreadableImage, decode_photo
 from c2f_jax.data.raw import MIDDLE, Raw
-from c2f_jax.data.sources import Scaled, Source, scaled
+from c2f_jax.data.sources import Source, scaled
 
 Batch = dict[str, np.ndarray]
 
@@ -33,6 +33,21 @@ READ_AHEAD = 256 << 20  # bytes of batches, but never less than two batches
 def _to_arrays(example: dict[str, Any], raw: Raw, place: np.ndarray) -> dict[str, np.ndarray]:
     known = {name: np.asarray(example[name], dtype) for name, dtype in DTYPES.items() if name in example}
     return raw.cut(np.asarray(example["image"]), place) | known
+
+
+def _laid_out(rows: Iterable[dict[str, np.ndarray]], count: int) -> Batch:
+    """`count` rows -> a batch, each copied as soon as it is there: its pixels are still in the processor's cache."""
+    batch: Batch = {}
+    first: dict[str, Any] = {}
+    for place, row in enumerate(rows):
+        kind = {name: (value.shape, value.dtype) for name, value in row.items()}
+        if not batch:
+            batch, first = {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in kind.items()}, kind
+        if kind != first:
+            raise ValueError(f"examples that differ cannot be one batch: {first} and {kind}")
+        for name, value in row.items():
+            batch[name][place] = value
+    return batch
 
 
 class Memory:
@@ -124,15 +139,19 @@ def training_batches(
         `label`, `index` int32 [b], and `box`, `parts`, `part_visible` float32 of the photo where known.
     """
 
-    def arrays(position: int, example: dict[str, Any]) -> dict[str, np.ndarray]:
+    def arrays(position: int, index: int) -> dict[str, np.ndarray]:
         # By the position in the whole order, so that whoever reads it draws the same.
         place = np.random.default_rng((seed, position)).random(2, np.float32)
         row = {"place": place, "row": np.asarray(position % batch_size, np.int32)}
-        return _to_arrays(example, raw, place) | row
+        return _to_arrays(scaled(source, index, raw), raw, place) | row
 
-    dataset = grain.MapDataset.source(Scaled(source, raw)).seed(seed).shuffle().repeat().map_with_index(arrays)
+    def batch(order: Sequence[tuple[int, int]]) -> Batch:
+        return _laid_out((arrays(position, index) for position, index in order), len(order))
+
     share = batch_size // processes
-    shares = dataset.batch(share, drop_remainder=True)[process::processes][start:]
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    order = order.map_with_index(lambda position, index: (position, index))
+    shares = order.batch(share, drop_remainder=True, batch_fn=batch)[process::processes][start:]
     return iter(shares.to_iter_dataset(_read_options(share * 3 * raw.size**2)))
 
 
@@ -155,8 +174,11 @@ def evaluation_batches(
         mask = np.asarray(valid, np.float32)
         return _to_arrays(scaled(source, index, raw), raw, MIDDLE) | photo | {"mask": mask}
 
+    def batch(positions: Sequence[int]) -> Batch:
+        return _laid_out(map(arrays, positions), len(positions))
+
     share = batch_size // processes
-    shares = grain.MapDataset.range(steps * batch_size).map(arrays).batch(share)[process::processes]
+    shares = grain.MapDataset.range(steps * batch_size).batch(share, batch_fn=batch)[process::processes]
     return iter(shares.to_iter_dataset(_read_options(share * 3 * max(raw.size, whole) ** 2)))
 
 

@@ -51,19 +51,6 @@ def scaled(source: Source, index: int, raw: Raw) -> Example:
     return example | {"image": raw.scale(np.asarray(example["image"]))}
 
 
-class Scaled:
-    """`source` with its images as of `raw.scale`."""
-
-    def __init__(self, source: Source, raw: Raw):
-        self._source, self._raw = source, raw
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Example:
-        return scaled(self._source, index, self._raw)
-
-
 class Subset:
     """Some examples of a source, in the order of `indices`; each keeps the `index` it has in the source."""
 
