@@ -139,18 +139,17 @@ def training_batches(
         `label`, `index` int32 [b], and `box`, `parts`, `part_visible` float32 of the photo where known.
     """
 
-    def arrays(position: int, index: int) -> dict[str, np.ndarray]:
+    def drawn(position: int, index: int) -> tuple[int, dict[str, np.ndarray]]:
         # By the position in the whole order, so that whoever reads it draws the same.
         place = np.random.default_rng((seed, position)).random(2, np.float32)
-        row = {"place": place, "row": np.asarray(position % batch_size, np.int32)}
-        return _to_arrays(scaled(source, index, raw), raw, place) | row
+        return index, {"place": place, "row": np.asarray(position % batch_size, np.int32)}
 
-    def batch(order: Sequence[tuple[int, int]]) -> Batch:
-        return _laid_out((arrays(position, index) for position, index in order), len(order))
+    def batch(rows: Sequence[tuple[int, dict[str, np.ndarray]]]) -> Batch:
+        arrays = (_to_arrays(scaled(source, index, raw), raw, row["place"]) | row for index, row in rows)
+        return _laid_out(arrays, len(rows))
 
     share = batch_size // processes
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    order = order.map_with_index(lambda position, index: (position, index))
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().map_with_index(drawn)
     shares = order.batch(share, drop_remainder=True, batch_fn=batch)[process::processes][start:]
     return iter(shares.to_iter_dataset(_read_options(share * 3 * raw.size**2)))
 

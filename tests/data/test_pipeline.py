@@ -118,6 +118,20 @@ def test_photos_in_memory_give_the_same_batches(keep_aspect):
     assert np.allclose(pixels[:, 0], pixels[:, 1], rtol=0.04) == keep_aspect
 
 
+@pytest.mark.parametrize("odd", [{"box": np.zeros(4)}, {"parts": np.zeros((1, 2))}])
+def test_examples_that_differ_are_no_batch(odd):
+    """Neither is one filled up with what memory held before, nor are numbers repeated to fit."""
+
+    class Mixed(Numbers):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"parts": np.ones((3, 2))} | (odd if index == 7 else {})
+
+    batches = evaluation_batches(Mixed(8), batch_size=4, raw=RAW, process=0, processes=1)
+    assert next(batches)["parts"].shape == (4, 3, 2)
+    with pytest.raises(ValueError, match="differ"):
+        next(batches)
+
+
 def test_photos_are_decoded_once_where_there_is_memory():
     decoded = []
 
