@@ -192,9 +192,9 @@ def find(folder: Path) -> list[str]:
 
 def states(root: Path, paths: Sequence[str]) -> dict[str, list[int] | str]:
     """Path below `root` (or whole) -> what changes when the file's content does; or why there is none."""
-    remote = [name for name in paths if is_remote(join(root, name))]
-    found = {name: _state(join(root, name)) for name in paths if name not in set(remote)}
-    keys = {name: _key(join(root, name)) for name in remote}
+    places = {name: join(root, name) for name in paths}
+    keys = {name: _key(place) for name, place in places.items() if is_remote(place)}
+    found = {name: _state(place) for name, place in places.items() if name not in keys}
     listed: Mapping[str, Any] = {}
     if keys:
         above = os.path.commonpath([os.path.dirname(key) for key in keys.values()])

@@ -9,7 +9,8 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -409,10 +410,9 @@ def _box(table: Path, row: tables.Row) -> tuple[float, float, float, float] | No
 def _once(root: Path, items: Sequence[Listed]) -> tuple[tuple[Listed, ...], list[str]]:
     """Without further paths to a file that is there already: links, and hard ones."""
     places: dict[object, Listed] = {}
-    folders: dict[Path, str] = {}
-    dropped, moved = [], []
+    dropped, moved, real = [], [], cache(os.path.realpath)
     for item in items:
-        key = _file(storage.join(root, item.path), folders)
+        key = _file(storage.join(root, item.path), real)
         other = places.setdefault(key, item)
         if other is item:
             continue
@@ -433,16 +433,15 @@ def _once(root: Path, items: Sequence[Listed]) -> tuple[tuple[Listed, ...], list
     return _sorted(places.values()), notes
 
 
-def _file(path: Path, folders: dict[Path, str]) -> object:
-    """What tells a file from all others. folders: the real places of folders, as far as they have been asked for."""
+def _file(path: Path, real: Callable[[str], str]) -> object:
+    """What tells a file from all others. real: the real place of a folder, asked for once."""
     if storage.is_remote(path):
         return os.fspath(path)
-    if path.parent not in folders:
-        folders[path.parent] = os.path.realpath(path.parent)
-    place = os.path.join(folders[path.parent], path.name)
+    folder, name = os.path.split(path)
+    place = os.path.join(real(folder), name)
     try:
-        if path.is_symlink():
-            place = os.path.realpath(path)
+        if os.path.islink(place):
+            place = os.path.realpath(place)
         status = os.stat(place)
     except OSError:  # not there
         return place
