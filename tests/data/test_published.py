@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +54,18 @@ def check(name, loaded, wanted, level=None):
             outside[max(0, y1 - 2) : y2 + 2, max(0, x1 - 2) : x2 + 2] = False
             if middle.size and outside.any():
                 assert middle.min() > red[outside].max()
+
+
+def test_checksums_are_those_of_the_source_that_is_named():
+    """Where that is a file of TFDS: address, size and SHA-256, a line each."""
+    told = 0
+    for archive in (archive for dataset in DATASETS.values() for archive in dataset.archives):
+        package, _, name = archive.source.partition(", ")
+        if package.startswith("TFDS"):
+            lines = (Path(tfds.__file__).parent / name).read_text().splitlines()
+            assert [str(archive.size), archive.sha256, archive.name] in [line.split("\t")[1:] for line in lines]
+            told += 1
+    assert told == 11
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

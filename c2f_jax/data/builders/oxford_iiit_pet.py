@@ -46,7 +46,7 @@ def read(files: Files) -> Annotations:
     return Annotations({"label": class_names, "species": SPECIES}, photos)
 
 
-_SOURCE = "TFDS 4.9.10, datasets/oxford_iiit_pet/checksums.tsv (torchvision has MD5 sums)"
+_SOURCE = "TFDS 4.9.10, datasets/oxford_iiit_pet/checksums.tsv"
 _URL = "https://thor.robots.ox.ac.uk/~vgg/data/pets"
 
 DATASET = Dataset(
@@ -74,6 +74,6 @@ DATASET = Dataset(
     tables=tuple(LISTS.values()),
     members=r"(^|/)(trainval|test)\.txt$|(^|/)trimaps/[^.][^/]*\.png$",
     counts={"train": 3680, "test": 3669, "classes": 37},
-    counts_source="TFDS, oxford_iiit_pet, and torchvision's OxfordIIITPet",
+    counts_source="TFDS's catalog, oxford_iiit_pet 4.0.0",
     levels=("label", "species"),
 )
