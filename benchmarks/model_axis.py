@@ -41,7 +41,11 @@ def measure(classes: int, channels: int, model: int) -> dict[str, Any]:
         name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
         for name, (shape, dtype) in shapes.items()
     }
-    step = partial(train_step, task=task, stage=stage, seed=0)
+
+    def step(state: Any, batch: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # as a run does
+            return train_step(state, batch, task=task, stage=stage, seed=0)
+
     places = parallel.shardings(state, mesh), parallel.replicated(mesh)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=places).lower(state, batch).compile()
     memory = compiled.memory_analysis()

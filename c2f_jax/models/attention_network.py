@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from c2f_jax.kernels import bilinear_attention_pooling
 from c2f_jax.layers.conv import Conv
@@ -69,6 +70,16 @@ class Attention(nn.Module):
             name="bn",
         )
         return nn.relu(norm(x))
+
+
+def _as_weights_lie(pooled: jax.Array) -> jax.Array:
+    """[B, M * N], divided along the features where the mesh's "model" axis divides the head's weights so.
+
+    Otherwise XLA, which sees photos on all devices, gathers all weights on each of them and their whole gradient.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("model", 1) == 1:
+        return pooled
+    return jax.lax.with_sharding_constraint(pooled, PartitionSpec("data", "model"))
 
 
 class AttentionNetwork(nn.Module):
@@ -135,7 +146,7 @@ class AttentionNetwork(nn.Module):
 
         pooled = bilinear_attention_pooling(feature_maps, pooled_maps)
         head = nn.Dense(self.num_classes, dtype=pooled.dtype, precision=jax.lax.Precision.HIGHEST, name="head")
-        logits = head(self.feature_scale * pooled)
+        logits = head(_as_weights_lie(self.feature_scale * pooled))
 
         mapping_inputs = (feature_maps, mapped_maps)
         if self.box_gradient != "all":
@@ -183,5 +194,5 @@ class PooledNetwork(nn.Module):
         feature_maps = self.backbone(view, train=train)
         pooled = jnp.mean(feature_maps.astype(jnp.promote_types(feature_maps.dtype, jnp.float32)), axis=(-3, -2))
         head = nn.Dense(self.num_classes, dtype=pooled.dtype, precision=jax.lax.Precision.HIGHEST, name="head")
-        logits = head(pooled)
+        logits = head(_as_weights_lie(pooled))
         return logits, {"feature_maps": feature_maps}

@@ -5,9 +5,11 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from c2f_jax.kernels import by_gather, crop_and_resize
 from c2f_jax.models import backbones
+from c2f_jax.models.attention_network import AttentionNetwork
 from c2f_jax.models.resnet import BasicBlock, ResNet
 from c2f_jax.runs import parallel
 from c2f_jax.runs.build import build
@@ -128,6 +130,27 @@ def test_the_head_divided_over_devices_gives_the_same_numbers(monkeypatch):
     for leaf, axis in [*((leaf, 0) for leaf in kernels), (states[1].centers, 1)]:
         held = leaf.addressable_data(0).shape
         assert held[axis] * 2 == leaf.shape[axis] and held[1 - axis] == leaf.shape[1 - axis]
+
+
+def test_no_device_holds_all_of_the_heads_weights_or_of_their_gradient():
+    mesh = parallel.make_mesh(model=4)
+    backbone = ResNet(BasicBlock, (1,), widths=(8,), group_strides=(4,), stem_width=8, stem_kernel=3, stem_pool=False)
+    network = AttentionNetwork(backbone, num_classes=56, num_maps=9)  # 72 features
+
+    def gradient(variables, view):
+        def loss(params):
+            return jax.nn.logsumexp(network.apply({**variables, "params": params}, view, train=False)[0], axis=-1).sum()
+
+        return jax.grad(loss)(variables["params"])
+
+    view = jax.ShapeDtypeStruct((8, 16, 16, 3), np.float32)
+    shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), view)
+    shapes = parallel.on_mesh({name: shapes[name] for name in ("params", "batch_stats")}, mesh)
+    view = parallel.on_mesh(view, mesh).update(sharding=NamedSharding(mesh, PartitionSpec(("data", "model"))))
+    places = parallel.shardings(shapes["params"], mesh)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        program = jax.jit(gradient, out_shardings=places).lower(shapes, view).compile().as_text()
+    assert "f32[18,56]" in program and "f32[72,56]" not in program and "f32[56,72]" not in program
 
 
 def test_a_model_axis_that_does_not_fit_is_refused():

@@ -75,7 +75,7 @@ DATASET = Dataset(
     ),
     members=r"(^|/)(variants|families|manufacturers|images_(box|(variant|family|manufacturer)_(train|val|test)))\.txt$",
     counts={"train": 6667, "test": 3333, "classes": 100},
-    counts_source="torchvision's docs: 10,000 images, 100 variants, 70 families, 30 manufacturers (its README: 10,200); "
+    counts_source="torchvision's docs: 10,000 images, 100 variants, 70 families, 30 manufacturers (README: 10,200); "
     "the division as public loaders and papers give it",
     levels=tuple(LISTS),
     banner=20,
