@@ -56,6 +56,10 @@ CASES = [
     Case("EfficientNet-Lite0, training step", "efficientnet_lite0", 128, "train", 1000),
     Case("ResNet-50, forward", "resnet50", 224, "forward", 1000),
     Case("ResNet-50, training step", "resnet50", 224, "train", 1000),
+    Case("ConvNeXt-T, forward", "convnext_tiny", 224, "forward", 1000),
+    Case("ConvNeXt-T, training step", "convnext_tiny", 224, "train", 1000),
+    Case("ViT-S/16, forward", "vit_small_patch16", 224, "forward", 1000),
+    Case("ViT-S/16, training step", "vit_small_patch16", 224, "train", 1000),
     Case("two looks, fine-stage step", "efficientnet_lite0", 128, "fine", 50),
 ]
 
@@ -142,11 +146,14 @@ def in_jax(case: Case) -> timing.Work:
 
 def torch_model(config: Any, num_classes: int, backbone: Any = None) -> Any:
     """The config's network in PyTorch, channels last; with another backbone of as many channels where one is given."""
-    channels = 2048 if config.model.backbone == "resnet50" else 1280
-    if backbone is None and config.model.backbone == "resnet50":
+    name = config.model.backbone
+    channels = {"resnet50": 2048, "efficientnet_lite0": 1280, "convnext_tiny": 768, "vit_small_patch16": 384}[name]
+    if backbone is None and name == "resnet50":
         backbone = torch_models.resnet50()
-    elif backbone is None:
+    elif backbone is None and name == "efficientnet_lite0":
         backbone = torch_models.efficientnet_lite0(config.model.output_stride or 32)
+    elif backbone is None:
+        backbone = torch_models.Timms({"vit_small_patch16": "vit_small_patch16_224"}.get(name, name))
     if config.method == "baseline":
         model = torch_models.Pooled(backbone, channels, num_classes)
     else:

@@ -93,6 +93,24 @@ def resnet50(counts: Sequence[int] = (3, 4, 6, 3)) -> nn.Sequential:
     return nn.Sequential(*stem, *blocks)
 
 
+class Timms(nn.Module):
+    """A network of timm's without its classifier (needs: pip install timm), as it comes from there."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        import timm
+
+        self.network = timm.create_model(name, num_classes=0, global_pool="")
+
+    def forward(self, view: torch.Tensor) -> torch.Tensor:
+        """Feature maps [B, N, h, w]: of a vision transformer its patches."""
+        features = self.network.forward_features(view)
+        if features.ndim == 4:
+            return features
+        rows, columns = self.network.patch_embed.grid_size
+        return features[:, self.network.num_prefix_tokens :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+
+
 class Pooled(nn.Module):
     """Backbone, global average pooling, linear."""
 
