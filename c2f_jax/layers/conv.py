@@ -84,6 +84,21 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair, padding: Padding, 
     )
 
 
+def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, **settings: Any) -> Any:
+    """`lax.dot_general` for `flax.linen.Dense`: rows x [..., C_in] by a kernel [C_in, C_out]."""
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=cpu.product,
+        default=lambda x, kernel: lax.dot_general(x, kernel, dimension_numbers, precision=precision, **settings),
+    )
+
+
+def scaled(x: jax.Array, factors: jax.Array) -> jax.Array:
+    """x [..., C] times a factor per channel [C], of x's dtype. Reverse mode only."""
+    return lax.platform_dependent(x, factors.astype(x.dtype), cpu=cpu.scaled, default=jnp.multiply)
+
+
 def max_pool(x: jax.Array, window: Pair, *, strides: Pair, padding: Padding) -> jax.Array:
     """The largest value of each window [B, H, W, C]; what lies beyond the image never is. Reverse mode only."""
     return lax.platform_dependent(

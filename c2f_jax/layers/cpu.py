@@ -131,6 +131,64 @@ def patch_product(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Paddi
     return product.reshape(*batch_and_pixels, features)
 
 
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel`, [..., C_in] by [C_in, C_out], with a gradient of our own. Reverse mode only."""
+    return x @ kernel
+
+
+def _product_fwd(x, kernel):
+    return product(x, kernel), (x, kernel)
+
+
+def _product_bwd(saved, out_bar):
+    x, kernel = saved
+    channels, features = kernel.shape
+    rows, bar = x.reshape(-1, channels), out_bar.reshape(-1, features)
+    parts = 2 if features % 2 == 0 else 1
+
+    # In a loop, because what a loop reads is in memory. A product turns the cotangent round, and XLA CPU computes what
+    # that is made of in the same go: in a residual network the sum of all that blocks above have added, block by block.
+    def columns(part: jax.Array) -> jax.Array:
+        shown = lax.dynamic_slice_in_dim(bar, part * (features // parts), features // parts, axis=1)
+        return jnp.einsum("rf,rc->fc", shown, rows)
+
+    turned = lax.map(columns, jnp.arange(parts)).reshape(features, channels)
+    return out_bar @ kernel.T, turned.T
+
+
+product.defvjp(_product_fwd, _product_bwd)
+
+
+@jax.custom_vjp
+def scaled(x: jax.Array, factors: jax.Array) -> jax.Array:
+    """x [..., C] times a factor per channel [C] of its dtype, with a gradient of our own. Reverse mode only."""
+    return x * factors
+
+
+def _scaled_fwd(x, factors):
+    return scaled(x, factors), (x, factors)
+
+
+def _scaled_bwd(saved, out_bar):
+    x, factors = saved
+    (channels,) = factors.shape
+    parts = 2 if channels % 2 == 0 else 1
+
+    def sums(part: jax.Array) -> jax.Array:  # in a loop for the same reason
+        shown, bar = (
+            lax.dynamic_slice_in_dim(value, part * (channels // parts), channels // parts, axis=-1)
+            for value in (x, out_bar)
+        )
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.sum(shown.astype(wide) * bar.astype(wide), axis=range(x.ndim - 1))
+
+    return out_bar * factors, lax.map(sums, jnp.arange(parts)).reshape(channels).astype(factors.dtype)
+
+
+scaled.defvjp(_scaled_fwd, _scaled_bwd)
+
+
 # --- Depthwise. ---
 
 
@@ -168,14 +226,46 @@ def _depthwise_bwd(strides, padding, saved, out_bar):
     correlate = functools.partial(_shifted_sum, strides=(1, 1))
     x_bar = _image_gradient(correlate, x, kernel, out_bar, strides, padding)
 
-    # One reduction reads image and cotangent once for all of the kernel's pixels, or for those of a row.
-    # It runs over rows and columns alone, because XLA CPU spreads over cores and vectors what stays.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     padded, out_bar = lax.optimization_barrier((_padded(x, padding).astype(wide), out_bar.astype(wide)))
-    seen = [image * out_bar for image in _taps(padded, kernel.shape[:2], strides)]
-    at_once = len(seen) if len(seen) <= 25 else kernel.shape[1]
-    kernel_bar = jnp.concatenate([_sums(seen[i : i + at_once]) for i in range(0, len(seen), at_once)])
-    return x_bar, kernel_bar.reshape(kernel.shape).astype(kernel.dtype)
+    many = kernel.shape[0] * kernel.shape[1] > 25
+    by = _depthwise_kernel_gradient_by_tiles if many else _depthwise_kernel_gradient_by_taps
+    return x_bar, by(padded, out_bar, kernel.shape[:2], strides).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _depthwise_kernel_gradient_by_taps(padded, out_bar, kernel_size, strides):
+    # One reduction reads image and cotangent once for all of the kernel's pixels.
+    # It runs over rows and columns alone, because XLA CPU spreads over cores and vectors what stays.
+    return _sums([image * out_bar for image in _taps(padded, kernel_size, strides)])
+
+
+def _depthwise_kernel_gradient_by_tiles(padded, out_bar, kernel_size, strides):
+    # Of many pixels such a reduction is slow, and XLA CPU computes what image and cotangent are made of again for each.
+    # The other way round: for each pixel of a tile of the cotangent, that pixel times the window it looks through,
+    # added up. What a loop reads, it reads from memory.
+    batch, *size, channels = out_bar.shape
+    counts = [max(2, -(-side // 7)) for side in size]
+    tile = [-(-side // count) for side, count in zip(size, counts, strict=True)]
+    whole = [side * count for side, count in zip(tile, counts, strict=True)]
+    seen = [(side - 1) * stride + k for side, stride, k in zip(whole, strides, kernel_size, strict=True)]
+    out_bar = _padded(out_bar, ((0, whole[0] - size[0]), (0, whole[1] - size[1])))
+    padded = _padded(padded, ((0, max(0, seen[0] - padded.shape[1])), (0, max(0, seen[1] - padded.shape[2]))))
+    windows = [(side - 1) * stride + k for side, stride, k in zip(tile, strides, kernel_size, strict=True)]
+
+    def add_tile(sums: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        row, column = number // counts[1] * tile[0], number % counts[1] * tile[1]
+        bar = lax.dynamic_slice(out_bar, (0, row, column, 0), (batch, *tile, channels))
+        place = (0, row * strides[0], column * strides[1], 0)
+        image = lax.dynamic_slice(padded, place, (batch, *windows, channels))
+        for i, j in itertools.product(*map(range, tile)):
+            top, left = i * strides[0], j * strides[1]
+            window = image[:, top : top + kernel_size[0], left : left + kernel_size[1]]
+            sums = sums + window * bar[:, i : i + 1, j : j + 1]
+        return sums, None
+
+    zeros = jnp.zeros((batch, *kernel_size, channels), out_bar.dtype)
+    sums, _ = lax.scan(add_tile, zeros, jnp.arange(counts[0] * counts[1]))
+    return jnp.sum(sums, axis=0)
 
 
 depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.layers.conv import Conv
+from c2f_jax.layers.conv import Conv, scaled
 from c2f_jax.layers.drop_path import DropPath, rising
 from c2f_jax.layers.norm import LayerNorm
 
@@ -76,7 +76,7 @@ class Block(nn.Module):
         y = Mlp(self.version == 2, self.dtype, name="mlp")(y)
         if self.version == 1:
             gamma = self.param("gamma", nn.initializers.constant(1e-6), (features,), jnp.float32)
-            y = y * gamma.astype(y.dtype)
+            y = scaled(y, gamma)
         return x + DropPath(self.drop_path, name="drop_path")(y)
 
 

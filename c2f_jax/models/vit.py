@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import slice_in_dim
 
-from c2f_jax.layers.conv import Conv
+from c2f_jax.layers.conv import Conv, dot_general, scaled
 from c2f_jax.layers.drop_path import DropPath, rising
 from c2f_jax.layers.norm import LayerNorm
 
@@ -81,7 +81,7 @@ class SelfAttention(nn.Module):
         if angles is not None:
             query, key = rotate(query, *angles), rotate(key, *angles)
         x = jax.nn.dot_product_attention(query, key, value).reshape(batch, tokens, features)
-        return nn.Dense(features, dtype=self.dtype, kernel_init=small_normal, name="proj")(x)
+        return nn.Dense(features, dtype=self.dtype, dot_general=dot_general, kernel_init=small_normal, name="proj")(x)
 
 
 class Mlp(nn.Module):
@@ -95,7 +95,7 @@ class Mlp(nn.Module):
         features = x.shape[-1]
         x = nn.Dense(4 * features, dtype=self.dtype, kernel_init=small_normal, name="fc1")(x)
         x = x * jax.nn.sigmoid(1.702 * x) if self.quick_gelu else jax.nn.gelu(x, approximate=False)
-        return nn.Dense(features, dtype=self.dtype, kernel_init=small_normal, name="fc2")(x)
+        return nn.Dense(features, dtype=self.dtype, dot_general=dot_general, kernel_init=small_normal, name="fc2")(x)
 
 
 class LayerScale(nn.Module):
@@ -106,7 +106,7 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],), jnp.float32)
-        return x * gamma.astype(x.dtype)
+        return scaled(x, gamma)
 
 
 class Block(nn.Module):
@@ -122,14 +122,14 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, angles: tuple[np.ndarray, np.ndarray] | None) -> jax.Array:
-        def scaled(y: jax.Array, half: int) -> jax.Array:
+        def branch(y: jax.Array, half: int) -> jax.Array:
             y = LayerScale(self.layer_scale, name=f"ls{half}")(y) if self.layer_scale else y
             return DropPath(self.drop_path, name=f"drop_path{half}")(y)
 
         y = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x)
-        x = x + scaled(SelfAttention(self.heads, self.qkv_bias, self.dtype, name="attn")(y, angles), 1)
+        x = x + branch(SelfAttention(self.heads, self.qkv_bias, self.dtype, name="attn")(y, angles), 1)
         y = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm2")(x)
-        return x + scaled(Mlp(self.quick_gelu, self.dtype, name="mlp")(y), 2)
+        return x + branch(Mlp(self.quick_gelu, self.dtype, name="mlp")(y), 2)
 
 
 class VisionTransformer(nn.Module):

@@ -10,7 +10,7 @@ from jax import export, lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from c2f_jax.layers.conv import Conv, conv2d, he_normal_fan_out
+from c2f_jax.layers.conv import Conv, conv2d, dot_general, he_normal_fan_out, scaled
 
 # (kernel_size, strides, padding, input channels, groups), at an odd, non-square image size.
 RESNET = [
@@ -42,6 +42,10 @@ DEPTHWISE = [
     # Pixels that no window sees, and windows that see no pixel.
     (2, 3, 0, FEATURES, FEATURES),
     (2, 1, 3, FEATURES, FEATURES),
+    # So many pixels that the gradient by the kernel goes tile by tile.
+    (7, 1, 3, FEATURES, FEATURES),
+    (7, 2, ((3, 2), (1, 3)), FEATURES, FEATURES),
+    ((6, 5), (1, 3), ((0, 2), (5, 1)), FEATURES, FEATURES),
 ]
 CASES = RESNET + UNEVEN + DEPTHWISE
 
@@ -171,10 +175,11 @@ def test_second_derivatives_of_depthwise():
 
 
 @pytest.mark.parametrize("spread", ["jit", "pmap"])
-def test_depthwise_spreads_over_the_batch(spread):
+@pytest.mark.parametrize("size", [3, 7])
+def test_depthwise_spreads_over_the_batch(size, spread):
     rng = np.random.default_rng(0)
-    images, kernel = np.float32(rng.normal(size=(8, 6, 5, FEATURES))), np.float32(rng.normal(size=(3, 3, 1, FEATURES)))
-    depthwise = partial(conv2d, strides=(2, 2), padding=((1, 1), (1, 1)), groups=FEATURES)
+    images, kernel = (np.float32(rng.normal(size=shape)) for shape in ((8, 6, 5, FEATURES), (size, size, 1, FEATURES)))
+    depthwise = partial(conv2d, strides=(2, 2), padding=2 * [2 * [size // 2]], groups=FEATURES)
 
     def value_and_gradients(images, kernel):
         out, vjp = jax.vjp(depthwise, images, kernel)
@@ -193,6 +198,41 @@ def test_depthwise_spreads_over_the_batch(spread):
         assert got[0].sharding.is_equivalent_to(split, 4) and got[1].sharding.is_equivalent_to(split, 4)
     for mine, reference in zip(got, expected, strict=True):
         np.testing.assert_allclose(mine, reference, rtol=1e-5, atol=1e-4)
+
+
+ROWS = (((2,), (0,)), ((), ()))  # what `flax.linen.Dense` asks for
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shape"),
+    [
+        (partial(dot_general, dimension_numbers=ROWS), jnp.matmul, (6, 8)),
+        (partial(dot_general, dimension_numbers=ROWS), jnp.matmul, (6, 5)),
+        (scaled, jnp.multiply, (6,)),
+        (scaled, jnp.multiply, (5,)),
+    ],
+)
+def test_products_of_a_layer_have_their_plain_gradients(ours, theirs, shape):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(3, 4, shape[0])), rng.normal(size=shape)
+
+    def value_and_gradients(f, x, kernel):
+        out, vjp = jax.vjp(f, x, kernel)
+        return out, *vjp(jnp.sin(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
+
+    with jax.enable_x64(True):
+        found, wanted = (jax.jit(partial(value_and_gradients, f))(x, kernel) for f in (ours, theirs))
+    for mine, reference in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(mine, reference, rtol=0, atol=1e-12)
+        assert np.abs(reference).max() > 0.1
+    half = [jnp.asarray(value, jnp.bfloat16) for value in (x, kernel)]
+    for mine, reference in zip(value_and_gradients(ours, *half), wanted, strict=True):
+        assert mine.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float64(mine), reference, rtol=0, atol=0.03 * np.abs(reference).max())
+    for platform in ("cpu", "cuda", "tpu"):
+        gradients = jax.jit(lambda x, kernel: jax.vjp(ours, x, kernel)[1](ours(x, kernel)))
+        text = export.export(gradients, platforms=[platform])(*half).mlir_module()
+        assert ("stablehlo.while" in text) == (platform == "cpu")
 
 
 # Image 12x13: rows need one pixel less in all than columns at stride 2, and it is taken from the top.
