@@ -2,7 +2,7 @@
 
 python -m benchmarks.backbones --measure > LINES   # a JSON line each; needs: pip install torch torchvision timm
 python -m benchmarks.backbones --measure --only vit_small_patch16
-python -m benchmarks.backbones --write             # the tables, from benchmarks/results/backbones.jsonl
+python -m benchmarks.backbones --write             # the tables, from the lines in benchmarks/results
 
 Weights are drawn by name (`tests.models.make_resnet50_golden`), float32; two images, one of an odd size, or of other
 patches than the network was made for. `difference` is the largest one between feature maps, as a part of the largest
@@ -25,7 +25,8 @@ from c2f_jax.models.pretrained import load_pretrained
 from c2f_jax.models.published import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES, DOCS = ROOT / "benchmarks" / "results" / "backbones.jsonl", ROOT / "docs" / "backbones.md"
+LINES, STEPS = (ROOT / "benchmarks" / "results" / name for name in ("backbones.jsonl", "step.jsonl"))
+DOCS = ROOT / "docs" / "backbones.md"
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -84,17 +85,31 @@ def _triple(values: tuple[float, ...]) -> str:
     return f"{values[0]:g}" if len(set(values)) == 1 else ", ".join(f"{value:g}" for value in values)
 
 
+def against_pytorch() -> dict[str, str]:
+    """Backbone -> how many times as fast as PyTorch its forward pass and its training step are, by benchmarks.step."""
+    found: dict[str, dict[str, float]] = {}
+    for line in map(json.loads, STEPS.read_text().splitlines()):
+        if line["implementation"] == "ours" and line["work"] in ("forward", "train"):
+            found.setdefault(line["backbone"], {})[line["work"]] = line["speed"]
+    return {name: f"{speed['forward']:.2f}, {speed['train']:.2f}" for name, speed in found.items()}
+
+
 def tables() -> str:
     """What stands between the marks in docs/backbones.md."""
     lines = [json.loads(line) for line in LINES.read_text().splitlines()]
     exact = {line["backbone"]: line["difference"] for line in lines}
-    rows = ["| backbone | parameters | pixels per feature | differs from timm's by |", "|---|---|---|---|"]
+    speeds = against_pytorch()
+    rows = [
+        "| backbone | parameters | pixels per feature | differs from timm's by | forward, step | weights |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in BACKBONES:
         difference = "small form only" if name in PUBLISHED else "ours alone"
         if name in exact:
             difference = f"{exact[name]:.0e}"
         strides = ", ".join(str(stride) for stride in output_strides(name))
-        rows.append(f"| `{name}` | {parameters_of(name):,} | {strides} | {difference} |")
+        weights, speed = len(PUBLISHED.get(name, ())) or "none", speeds.get(name, "not timed")
+        rows.append(f"| `{name}` | {parameters_of(name):,} | {strides} | {difference} | {speed} | {weights} |")
     rows += ["", "| `model.pretrained` | for | licence | images of | mean | std |", "|---|---|---|---|---|---|"]
     for name, published in PUBLISHED.items():
         for row in published:

@@ -81,7 +81,8 @@ class BatchNorm(nn.Module):
 
     Attributes:
         use_running_average: normalise by the running statistics, and leave them as they are.
-        momentum: what the running statistics keep of themselves: 0.9 is PyTorch's 0.1; their variance is the biased one
+        momentum: what the running statistics keep of themselves: 0.9 is PyTorch's 0.1, right for
+            fine-tuning; their variance is the biased one.
         epsilon: added to the variance.
         dtype: of the result; None takes the dtype that image and parameters promote to.
         axis_name: device axis over which batch statistics are averaged (pmap), or None.

@@ -139,12 +139,7 @@ class EfficientNetLite(nn.Module):
             raise ValueError(f"output_stride must be 32 or 16, got {self.output_stride}")
         conv = functools.partial(Conv, padding="SAME", dtype=self.dtype)
         norm = functools.partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,  # flax's momentum is the decay: PyTorch's 0.1, for fine-tuning; it was trained with 0.99
-            epsilon=1e-3,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
+            BatchNorm, use_running_average=not train, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name
         )
         x = nn.relu6(norm(name="bn1")(conv(32, 3, strides=2, name="conv_stem")(x)))
         stages, stride_so_far = scaled_stages(self.width, self.depth), 2

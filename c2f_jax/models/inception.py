@@ -177,12 +177,7 @@ class InceptionV3(nn.Module):
             ConvNorm,
             conv=functools.partial(Conv, dtype=self.dtype),
             norm=functools.partial(
-                BatchNorm,
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-3,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
+                BatchNorm, use_running_average=not train, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name
             ),
         )
         for step in STEM:

@@ -136,14 +136,7 @@ class ResNet(nn.Module):
                 f"{self.block_counts}, {self.widths}, {self.group_strides}"
             )
         conv = functools.partial(Conv, dtype=self.dtype)
-        norm = functools.partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,  # flax's momentum is the decay: PyTorch's 0.1
-            epsilon=1e-5,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)
         x = conv(self.stem_width, self.stem_kernel, strides=2, padding=self.stem_kernel // 2, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x))
         if self.stem_pool:
