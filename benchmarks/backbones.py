@@ -25,7 +25,7 @@ from c2f_jax.models.pretrained import load_pretrained
 from c2f_jax.models.published import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES, STEPS = (ROOT / "benchmarks" / "results" / name for name in ("backbones.jsonl", "step.jsonl"))
+LINES, STEPS, MEMORY = (ROOT / "benchmarks" / "results" / f"{name}.jsonl" for name in ("backbones", "step", "memory"))
 DOCS = ROOT / "docs" / "backbones.md"
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -94,6 +94,38 @@ def against_pytorch() -> dict[str, str]:
     return {name: f"{speed['forward']:.2f}, {speed['train']:.2f}" for name, speed in found.items()}
 
 
+MEMORY_SAYS = """
+## Memory
+
+MiB that the gradient of one look needs of the backbone, for each photo of a batch: what automatic differentiation
+keeps, the same on all devices before their compilers ([lines](../benchmarks/results/memory.jsonl); any other case:
+`python -m benchmarks.memory --backbone NAME --view 448 --batch 8`). A step keeps it for each look: 32 photos, three
+looks, ViT-B/14 at 448 px in bfloat16 are 64 GiB, and with `model.remat` 6.5. The last column: a whole step in float32
+with three looks of 8 photos, parameters and optimiser included, as compiled for a CPU. None of it was measured on a GPU.
+"""
+
+
+def memory() -> list[str]:
+    """The rows of what a look keeps, by benchmarks.memory."""
+    rows = [
+        "| backbone | view | float32 | with remat | bfloat16 | with remat | compiled step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    cases: dict[tuple[str, int, int], dict[str, int]] = {}
+    for line in map(json.loads, MEMORY.read_text().splitlines()):
+        case = cases.setdefault((line["backbone"], line["view"], line["batch"]), {})
+        case[f"{line['dtype']} {line['remat']}"] = line["kept_mib"]
+        if "step_mib" in line:
+            case["step"] = line["state_mib"] + line["step_mib"]
+    for (name, view, batch), case in cases.items():
+        kept = " | ".join(
+            str(round(case[f"{dtype} {remat}"] / batch)) for dtype in ("float32", "bfloat16") for remat in (False, True)
+        )
+        step = f"{case['step'] / 1024:.1f} GiB" if "step" in case else "not compiled"
+        rows.append(f"| `{name}` | {view} px | {kept} | {step} |")
+    return rows
+
+
 def tables() -> str:
     """What stands between the marks in docs/backbones.md."""
     lines = [json.loads(line) for line in LINES.read_text().splitlines()]
@@ -115,7 +147,7 @@ def tables() -> str:
         for row in published:
             values = f"{_triple(row.values.mean)} | {_triple(row.values.std)}"
             rows.append(f"| `{row.source}` | `{name}` | {row.licence} | {row.size} px | {values} |")
-    return "\n".join(rows) + "\n"
+    return "\n".join([*rows, MEMORY_SAYS, *memory()]) + "\n"
 
 
 BEGIN, END = "<!-- tables: python -m benchmarks.backbones --write -->\n", "<!-- end of tables -->\n"

@@ -80,7 +80,9 @@ class SelfAttention(nn.Module):
         )
         if angles is not None:
             query, key = rotate(query, *angles), rotate(key, *angles)
-        x = jax.nn.dot_product_attention(query, key, value).reshape(batch, tokens, features)
+        # Its n x n weights are computed again for the gradient: kept, they would be most of a step's memory.
+        attend = jax.checkpoint(jax.nn.dot_product_attention)
+        x = attend(query, key, value).reshape(batch, tokens, features)
         return nn.Dense(features, dtype=self.dtype, dot_general=dot_general, kernel_init=small_normal, name="proj")(x)
 
 

@@ -94,6 +94,16 @@ def test_learns_tests_and_lowers(network):
         assert "stablehlo" in step.trace(params, stats, images).lower(lowering_platforms=(platform,)).as_text()
 
 
+def test_attention_keeps_no_weights_for_the_gradient():
+    backbone, tokens = CASES["dinov3"].ours, 5 + 3 * 5  # no other size is 20
+    variables = abstract_variables(backbone, (48, 80))
+    look = functools.partial(backbone.apply, train=True)
+    image = jax.ShapeDtypeStruct((2, 48, 80, 3), jnp.float32)
+    kept = jax.tree.leaves(jax.eval_shape(lambda v, x: jax.vjp(lambda v: look(v, x), v)[1], variables, image))
+    assert sum(leaf.shape[:2] == (2, tokens) for leaf in kept) > 10
+    assert not [leaf.shape for leaf in kept if leaf.shape.count(tokens) > 1]
+
+
 @pytest.mark.parametrize("name", ["convnextv2", "dinov3", pytest.param("inception_v3", marks=pytest.mark.slow)])
 def test_says_the_same_as_onnx(name):
     pytest.importorskip("onnx")
