@@ -101,7 +101,8 @@ MiB that the gradient of one look needs of the backbone, for each photo of a bat
 keeps, the same on all devices before their compilers ([lines](../benchmarks/results/memory.jsonl); any other case:
 `python -m benchmarks.memory --backbone NAME --view 448 --batch 8`). A step keeps it for each look: 32 photos, three
 looks, ViT-B/14 at 448 px in bfloat16 are 64 GiB, and with `model.remat` 6.5. The last column: a whole step in float32
-with three looks of 8 photos, parameters and optimiser included, as compiled for a CPU. None was measured on a GPU.
+with three looks of 8 photos, parameters and optimiser included, as compiled for a CPU, whose compiler keeps what was to
+be computed again (attention's weights, say). None of it was measured on a GPU.
 """
 
 
