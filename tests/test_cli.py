@@ -135,7 +135,7 @@ def test_what_a_run_begins_with_is_looked_for_before_its_data_are_made_ready(cap
     place = tmp_path / "nowhere"
     for more in ([], ["--config.augment.mean=(1.0,1.0,1.0)", "--config.augment.std=(1.0,1.0,1.0)"]):
         line = refused(capsys, f"--config.{flag.format(place)}", *more, f"--workdir={tmp_path / 'run'}")
-        assert str(place) in line and ("no file of weights" in line or "holds no checkpoint" in line)
+        assert str(place) in line and ("no file of weights" in line or "holds no run" in line)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,6 +13,7 @@ from c2f_jax.models.pretrained import locate
 from c2f_jax.runs import event_files, fields, parallel, recipe
 from c2f_jax.runs.checkpoint import latest_step
 from c2f_jax.runs.methods import stage_lengths
+from c2f_jax.runs.workdir import read_config
 
 
 def check(config: Any) -> None:
@@ -110,6 +111,8 @@ def check_beginning(config: Any, workdir: Path) -> None:
     if storage.is_dir(workdir / "checkpoints"):  # which goes on
         return
     if config.init_from:
-        latest_step(storage.as_path("config.init_from", config.init_from))
+        there = storage.as_path("config.init_from", config.init_from)
+        read_config(there)
+        latest_step(there)
     elif config.model.pretrained:
         locate(config.model.pretrained)
