@@ -3,10 +3,10 @@
 python launch.py --config configs/folder_gpu.py --config.dataset.path=PATH
 
 What PATH may be stands in configs/folder.py. The weights (Apache-2.0) are fetched from the Hugging Face hub once;
-without a network give a safetensors file by --config.model.pretrained=FILE. The gradient keeps
-2.3 GiB; where there are 32 GiB for it, --config.model.remat=False spares a fourth of the arithmetic; where memory is
-short, --config.train.accumulate=4, or --config.model.view_size=224 with --config.dataset.raw_size=256
-(docs/backbones.md, "Memory"; computed, not measured on a GPU). A ConvNeXt instead: --config.model.backbone=convnext_tiny
+without a network give a safetensors file by --config.model.pretrained=FILE. The gradient keeps 2.3 GiB; where there are
+32 GiB for it, --config.model.remat=False spares a fourth of the arithmetic; where memory is short,
+--config.train.accumulate=4, or --config.model.view_size=224 with --config.dataset.raw_size=256 (docs/backbones.md,
+"Memory"; computed, not measured on a GPU). A ConvNeXt instead: --config.model.backbone=convnext_tiny
 --config.model.pretrained=hf://timm/convnext_tiny.fb_in22k --config.optimizer.layer_decay=0.8.
 
 No full run has been made yet: rates and lengths are those at which such networks are usually fine-tuned.
