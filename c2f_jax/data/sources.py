@@ -225,7 +225,7 @@ def load(
         train, test, class_names, notes = builders.load(
             name, path, cache_dir=cache_dir, level=called.get("label", ""), min_side=min_side, track=track
         )
-        published = builders.DATASETS[name].counts
+        published = builders.counts(name, called.get("label", ""))
     elif of_tfds:
         from c2f_jax.data.builders import other
 

@@ -242,6 +242,7 @@ def pack(root: Path, path: Path, *, only: tuple[str, ...] = ("",), under: str = 
     names = {file: str(file.relative_to(root)) for file in files}
     chosen = [file for file in files if names[file].startswith(only)]
     assert chosen
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as zipped:
             for file in chosen:

@@ -12,6 +12,7 @@ from c2f_jax.data import sources
 from c2f_jax.errors import UserError
 
 FLOWERS = {"train": [0, 1, 1], "validation": [1, 0], "test": [0, 1]}
+FLOWERS |= {"hidden": [-1, -1], "bare": [0, 1]}  # without labels; without a box in the second
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,10 @@ def data_dir(tmp_path_factory):
             "photo": tfds.features.Image(),
             "species": tfds.features.ClassLabel(names=["daisy", "rose"]),
             "height": tfds.features.Scalar(np.float32),
-            "objects": tfds.features.Sequence({"bbox": tfds.features.BBoxFeature()}),
+            "objects": tfds.features.Sequence(
+                {"bbox": tfds.features.BBoxFeature(), "kind": tfds.features.ClassLabel(num_classes=3)}
+            ),
+            "corners": tfds.features.BBoxFeature(bbox_format="XYWH"),
         }
     )
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
@@ -41,7 +45,8 @@ def data_dir(tmp_path_factory):
                 "photo": photo.getvalue(),
                 "species": label,
                 "height": 1.0,
-                "objects": [{"bbox": b} for b in boxes],
+                "objects": [{"bbox": b, "kind": 1} for b in boxes if split != "bare" or index != 1],
+                "corners": tfds.features.BBox(0.1, 0.2, 0.3, 0.4),
             }
             writer.write(serializer.serialize_example(features.encode_example(example)))
         writer.close()
@@ -92,8 +97,40 @@ def test_features_and_splits_by_their_names(data_dir):
         ("", "tfds:flowers", "tfds:flowers has no feature of type Image image; give image=... of: photo"),
         ("image=photo", "tfds:flowers", "no feature of type ClassLabel label; give label=... of: species"),
         ("image=photo,label=height", "tfds:flowers", "no feature of type ClassLabel height; .* of: species"),
-        ("image=photo,label=species,box=box", "tfds:flowers", "no feature box; give box=... of: objects/bbox"),
-        ("image=photo,label=species,test=dev", "tfds:flowers", "no split dev; give one of train, validation, test"),
+        (
+            "image=photo,label=species,box=box",
+            "tfds:flowers",
+            "type BBoxFeature or list of them box; give box=... of: objects/bbox",
+        ),
+        (
+            "image=photo,label=species,box=height",
+            "tfds:flowers",
+            "no feature of type BBoxF.* height; .*: objects/bbox$",
+        ),
+        ("image=photo,label=species,box=photo", "tfds:flowers", "no feature of type BBoxF.* photo; .*: objects/bbox$"),
+        ("image=photo,label=species,box=corners", "tfds:flowers", "boxes corners .* are XYWH, not REL_YXYX; leave box"),
+        (
+            "image=photo,label=objects/kind",
+            "tfds:flowers",
+            "of type ClassLabel objects/kind; give label=... of: species$",
+        ),
+        (
+            "image=photo,label=species,test=train",
+            "tfds:flowers",
+            "train and test are both the split train .*; give each",
+        ),
+        ("image=photo,label=species,validation=test", "tfds:flowers", "validation and test are both the split test"),
+        (
+            "image=photo,label=species,test=hidden",
+            "tfds:flowers",
+            "split hidden .* label -1 in record 0, of 2 classes:",
+        ),
+        (
+            "image=photo,label=species,test=bare,box=objects/bbox",
+            "tfds:flowers",
+            "split bare .*no box in record 1; leave",
+        ),
+        ("image=photo,label=species,test=dev", "tfds:flowers", "no split dev; give one of .*train, validation"),
         ("image=photo,label=", "tfds:flowers", "'label=' is not one of image=..."),
         ("picture=photo", "tfds:flowers", "'picture=photo' is not one of"),
         ("", "tfds:no_such_flowers", "TFDS cannot open no_such_flowers .*dataset.path is its data_dir"),

@@ -4,6 +4,9 @@ Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Datase
 layout will do, with any number of classes.
 """
 
+from collections.abc import Iterable
+
+from c2f_jax.console import warn
 from c2f_jax.data.builders import layout
 from c2f_jax.data.builders.fetch import Archive
 from c2f_jax.data.builders.files import Files
@@ -20,29 +23,43 @@ def read(files: Files) -> Annotations:
     """Parses the tables and checks that they fit together."""
     names, class_names = layout.unique_rows(files, IMAGES), layout.unique_rows(files, CLASSES)
     label_of = {class_id: label for label, class_id in enumerate(class_names)}
-    found = {name: layout.by_image(files, name, columns, names, IMAGES) for name, columns in _COLUMNS.items()}
-    with_masks = files.holds(MASKS)
+    found = {
+        name: layout.by_image(files, name, columns, names, IMAGES, strict=name in (LABELS, SPLIT))
+        for name, columns in _COLUMNS.items()
+    }
+    with_masks = _with_masks(files, names.values())
     photos: dict[str, list[Photo]] = {"train": [], "test": []}
     for image_id, name in names.items():
         (class_id,) = layout.one(files, LABELS, image_id, found[LABELS])
         if class_id not in label_of:
             raise UserError(f"{files.path}: {LABELS} gives image {image_id} the class {class_id}, not in {CLASSES}")
-        (x, y, width, height) = layout.numbers(
-            files, BOXES, image_id, [layout.one(files, BOXES, image_id, found[BOXES])]
-        )[0].tolist()
         places, visible = layout.parts(files, PARTS, image_id, found[PARTS], range(1, NUM_PARTS + 1))
         photos[layout.part_of(files, SPLIT, image_id, found[SPLIT])].append(
             Photo(
                 f"images/{name}",
                 image_id,
                 (label_of[class_id],),
-                (x, y, x + width, y + height),
+                layout.box(files, BOXES, image_id, found[BOXES], sizes=True),
                 places,
                 visible,
-                f"{MASKS}/{name.rpartition('.')[0]}.png" if with_masks else None,
+                _mask(name) if with_masks else None,
             )
         )
     return Annotations({"label": tuple(class_names.values())}, photos)
+
+
+def _mask(name: str) -> str:
+    return f"{MASKS}/{name.rpartition('.')[0]}.png"
+
+
+def _with_masks(files: Files, names: Iterable[str]) -> bool:
+    """Whether there are masks of these photos."""
+    if not files.holds(MASKS):
+        return False
+    if any(files.find(_mask(name)) is not None for name in names):
+        return True
+    warn(f"{files.path}: {MASKS} holds no mask of these photos (such as {_mask(next(iter(names)))}): none are used")
+    return False
 
 
 _COLUMNS = {LABELS: 2, SPLIT: 2, BOXES: 5, PARTS: 5}
@@ -73,5 +90,6 @@ DATASET = Dataset(
     members=rf"(^|/)({'|'.join((IMAGES, CLASSES, LABELS, SPLIT, BOXES, PARTS))})$|(^|/){MASKS}/.*\.png$",
     counts={"train": 5994, "test": 5794, "classes": 200},
     counts_source="CNS-TR-2011-001; TFDS, caltech_birds2011",
+    folders=("images", MASKS),
     optional=(MASKS,),
 )

@@ -41,7 +41,7 @@ def read(files: Files) -> Annotations:
                         of_part[part].append(image)
                     elif image not in labels["variant"]:
                         raise UserError(f"{files.path}: {name} lists {image}, which has no variant")
-    boxes = layout.by_image(files, BOXES, 5, labels["variant"], "images_variant_*.txt")
+    boxes = layout.by_image(files, BOXES, 5, labels["variant"], "images_variant_*.txt", strict=False)
     photos: dict[str, list[Photo]] = {}
     for part, images in of_part.items():
         photos[part] = []
@@ -49,9 +49,10 @@ def read(files: Files) -> Annotations:
             lacking = next((level for level in LISTS if image not in labels[level]), None)
             if lacking:
                 raise UserError(f"{files.path}: images_{lacking}_*.txt do not list {image}")
-            x1, y1, x2, y2 = layout.numbers(files, BOXES, image, [layout.one(files, BOXES, image, boxes)])[0].tolist()
+            box = layout.box(files, BOXES, image, boxes, sizes=False)
             of_levels = tuple(labels[level][image] for level in LISTS)
-            photos[part].append(Photo(f"images/{image}.jpg", image, of_levels, (x1 - 1, y1 - 1, x2, y2)))
+            edges = None if box is None else (box[0] - 1, box[1] - 1, box[2], box[3])
+            photos[part].append(Photo(f"images/{image}.jpg", image, of_levels, edges))
     return Annotations(class_names, photos)
 
 
@@ -77,6 +78,7 @@ DATASET = Dataset(
     counts={"train": 6667, "test": 3333, "classes": 100},
     counts_source="torchvision's docs: 10,000 images, 100 variants, 70 families, 30 manufacturers (README: 10,200); "
     "the division as public loaders and papers give it",
+    folders=("images",),
     levels=tuple(LISTS),
     banner=20,
 )

@@ -7,11 +7,13 @@ none leads out of the folder.
 
 import hashlib
 import lzma
+import os
 import re
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from c2f_jax.errors import UserError, as_text
 
 SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tar", ".zip")
 MANY = 64  # a folder with more folders than that holds classes, and wraps nothing
+DEPTH = 6  # of folders that wrap the layout
+MOST = 4096  # of them, should `dataset.path` name much more than a data set
+OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # what comes and goes while somebody looks into a folder
 
 _ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
@@ -28,7 +33,15 @@ _ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAEr
 class Files:
     """The files of one data set, wherever they lie."""
 
-    def __init__(self, path: Path, archives: Sequence[Path], tables: str, photos: Collection[str] = ()):
+    def __init__(
+        self,
+        path: Path,
+        archives: Sequence[Path],
+        tables: str,
+        photos: Collection[str] = (),
+        optional: Collection[str] = (),
+        how: str = "",
+    ):
         """Reads nothing yet.
 
         Args:
@@ -36,9 +49,12 @@ class Files:
             archives: those to look into.
             tables: a regular expression, of the members of archives that `read` will be asked for.
             photos: names of archives, without suffixes, that hold no table.
+            optional: names of folders that may lie beside `path` as well.
+            how: to give the data set, for messages.
         """
-        self.path, self._tables, self._photos = path, re.compile(tables), photos
+        self.path, self._tables, self._photos, self.how = path, re.compile(tables), photos, how
         self.archives = tuple(archives)
+        self._optional, self._found_one = optional, False
         self._candidates: dict[str, list[Path]] = {}
 
     # --- Tables ---
@@ -50,6 +66,11 @@ class Files:
             UserError: if there is none.
         """
         content = self.find(name)
+        if content is None and not self._found_one:
+            below = " and the folders below" if self.path.is_dir() else ""
+            raise UserError(
+                f"{self.path}: {name} is missing there{below}; give the unpacked folder, or {self.how or 'its archive'}"
+            )
         if content is None:
             raise UserError(f"{self.path}: {name} is missing; unpack the whole of the official archive")
         return content
@@ -57,9 +78,9 @@ class Files:
     def find(self, name: str) -> bytes | None:
         """What a table holds; None if there is none."""
         place = self._place(name)
-        if place is not None:
-            return storage.read_bytes(place)
-        return self._members.get(name)
+        content = self._members[0].get(name) if place is None else storage.read_bytes(place)
+        self._found_one |= content is not None
+        return content
 
     def text(self, name: str) -> str:
         """`read` of UTF-8, with or without a byte order mark; raises UserError if it is none."""
@@ -68,37 +89,55 @@ class Files:
         except UnicodeDecodeError as error:
             raise UserError(f"{self.path}: {name} is not a text file in UTF-8") from error
 
-    def key(self, tables: Sequence[str], optional: Sequence[str] = ()) -> str:
-        """Tells data sets apart: by what unpacked tables say, by the dates of archives, and by which options are there.
+    def key(self, tables: Sequence[str], folders: Sequence[str]) -> tuple[str, str]:
+        """Tells data sets apart, without reading one: by what unpacked tables say, and by the files beside them.
 
-        optional: names of folders, or of archives without suffixes.
+        The second tells by name, size and date of archives and of all files in `folders`, wherever the data set lies:
+        other photos, boxes or masks make it another one. It is empty if there are none of these.
         """
-        whole = hashlib.sha256()
-        for archive in self.archives:
-            state = archive.stat()
-            whole.update(f"{as_text(archive.name)} {state.st_size} {state.st_mtime_ns}\0".encode())
+        of_tables, of_files = hashlib.sha256(), hashlib.sha256()
         for name in tables:
             place = self._place(name)
-            whole.update(b"\0" if place is None else storage.read_bytes(place) + b"\1")
-        whole.update("\0".join(name for name in optional if self.holds(name)).encode())
-        return whole.hexdigest()[:16]
+            of_tables.update(b"\0" if place is None else storage.read_bytes(place) + b"\1")
+        count = 0
+        for archive in self.archives:
+            count += 1
+            of_files.update(_state(archive.name, archive.stat()))
+        for name in folders:
+            for base in self._parents(name):
+                for below, status in _below(base / name):
+                    count += 1
+                    of_files.update(_state(below, status))
+        return of_tables.hexdigest()[:16], of_files.hexdigest()[:16] if count else ""
+
+    def places(self, name: str) -> bool:
+        """Whether a file of that name lies in the folder; archives are not looked into."""
+        return self._place(name) is not None
 
     def holds(self, name: str) -> bool:
-        """Whether there is a folder of that name, or an archive."""
-        return any(stem(archive.name) == name for archive in self.archives) or bool(self._parents(name))
+        """Whether there is a folder of that name, or an archive, or a folder in one that has tables."""
+        if any(stem(archive.name) == name for archive in self.archives) or self._parents(name):
+            return True
+        return name in self._members[1]
 
     @cached_property
-    def _members(self) -> dict[str, bytes]:
-        """Tables in archives, by every end of their paths; of two the one that is wrapped less."""
+    def _members(self) -> tuple[dict[str, bytes], set[str]]:
+        """Tables in archives, by every end of their paths, the less wrapped one of two; and names of folders."""
         found: dict[str, tuple[int, bytes]] = {}
+        folders: set[str] = set()
+
+        def wanted(member: str) -> bool:
+            folders.update(member.split("/")[:-1])
+            return bool(self._tables.search(member))
+
         for archive in self.archives:
             if stem(archive.name) in self._photos:
                 continue
-            for member, content in _members(archive, lambda name: bool(self._tables.search(name))):
+            for member, content in _members(archive, wanted):
                 for end in _ends(member):
                     if end not in found or len(member) < found[end][0]:
                         found[end] = len(member), content
-        return {end: content for end, (_, content) in found.items()}
+        return {end: content for end, (_, content) in found.items()}, folders
 
     # --- Photos ---
 
@@ -128,22 +167,53 @@ class Files:
         if parent not in self._candidates:
             if parent.startswith("/") or ".." in parent.split("/") or "\0" in parent:
                 raise UserError(f"{self.path}: a table names {parent}, which leads out of the data set; mend the table")
-            self._candidates[parent] = [base for base in self._bases if (base / parent).is_dir()]
+            beside = [self.path.absolute().parent] if parent.partition("/")[0] in self._optional else []
+            self._candidates[parent] = [base for base in (*self._bases, *beside) if (base / parent).is_dir()]
         return self._candidates[parent]
 
     @cached_property
     def _bases(self) -> list[Path]:
-        """The folder itself and those in it, two levels deep, that may wrap the layout."""
-        if not self.path.is_dir():
-            return []
-        levels = [[self.path]]
-        for _ in range(2):
-            levels.append([])
-            for folder in levels[-2]:
-                inside = [place for place in sorted(folder.iterdir()) if place.is_dir()]
-                inside = [place for place in inside if not images.is_hidden(place.name)]
-                levels[-1] += inside if len(inside) <= MANY else []
-        return [folder for level in levels for folder in level]
+        """The folder itself and those below it that may wrap the layout, from above to below."""
+        return _wrapping(self.path)
+
+
+def _wrapping(path: Path) -> list[Path]:
+    found, level = [], [path] if path.is_dir() else []
+    for _ in range(DEPTH):
+        found += level
+        level = [place for folder in level for place in _folders(folder)][: max(0, MOST - len(found))]
+    return found + level
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Those in a folder, unless they are many."""
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        inside = sorted(entry.name for entry in entries if entry.is_dir() and not images.is_hidden(entry.name))
+        return [folder / name for name in inside] if len(inside) <= MANY else []
+    return []
+
+
+def _below(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Path below `folder` and state of each of the files in it, in a fixed order; links are followed."""
+    left, seen = [""], set()
+    while left:
+        above = left.pop()
+        status = os.stat(folder / above)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder / above) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if images.is_hidden(entry.name) or entry.name.lower() in OF_SYSTEMS:
+                    continue
+                if entry.is_dir():
+                    left.append(f"{above}{entry.name}/")
+                elif entry.is_file():
+                    yield f"{above}{entry.name}", entry.stat()
+
+
+def _state(name: str, status: os.stat_result) -> bytes:
+    return f"{as_text(name)} {status.st_size} {status.st_mtime_ns}\0".encode()
 
 
 def stem(name: str) -> str:
@@ -151,27 +221,54 @@ def stem(name: str) -> str:
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
-def open_files(path: Path, *, known: Collection[str], tables: str, photos: Collection[str] = ()) -> Files:
+def open_files(
+    path: Path,
+    *,
+    known: Collection[str],
+    tables: str,
+    names: Sequence[str],
+    photos: Collection[str] = (),
+    optional: Collection[str] = (),
+    how: str = "",
+) -> Files:
     """The data set at `path`.
 
     Args:
         path: a folder, or an archive.
-        known: names of the official archives, without suffixes; those that lie in the folder are looked into.
-        tables, photos: see `Files`.
+        known: names of the official archives, without suffixes; those that lie in the folder are looked into. If
+            there are none, nor tables, then those of a folder below, or the only archive, whatever it is called.
+        tables, photos, how: see `Files`.
+        names: of the tables.
+        optional: names of folders, or of archives without suffixes, that may lie beside `path` as well.
 
     Raises:
         UserError: if there is nothing.
     """
     if not path.exists():
         raise UserError(f"dataset.path: there is no {path}")
+    beside = [place for place in _archives(path.absolute().parent) if stem(place.name) in optional]
     if not path.is_dir():
-        return Files(path, [path], tables, photos)
-    archives = [
-        place
-        for place in sorted(path.iterdir())
-        if place.name.lower().endswith(SUFFIXES) and stem(place.name) in known and place.is_file()
-    ]
-    return Files(path, archives, tables, photos)
+        others = [place for place in beside if place.name != path.name]
+        return Files(path, [path, *others], tables, (), optional, how)
+    found = [place for place in _archives(path) if stem(place.name) in known]
+    if not found and not any(Files(path, (), tables).places(name) for name in names):
+        every = [_archives(folder) for folder in _wrapping(path)]
+        of_known = ([place for place in places if stem(place.name) in known] for places in every)
+        found = next((places for places in of_known if places), [])
+        if not found and sum(map(len, every)) == 1:
+            found = [place for places in every for place in places]
+    there = {stem(place.name) for place in found}
+    found += [place for place in beside if stem(place.name) not in there]
+    return Files(path, found, tables, photos if len(found) > 1 else (), optional, how)
+
+
+def _archives(folder: Path) -> list[Path]:
+    """Those in a folder, by name."""
+    with suppress(OSError):
+        return [
+            place for place in sorted(folder.iterdir()) if place.name.lower().endswith(SUFFIXES) and place.is_file()
+        ]
+    return []
 
 
 def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> None:

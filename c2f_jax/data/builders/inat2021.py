@@ -22,16 +22,11 @@ LEVELS = ("species", "genus", "family", "order", "class", "phylum", "kingdom", "
 def read(files: Files, *, train: str) -> Annotations:
     """Parses the lists and checks that they fit together. train: the list to train on."""
     tables = {part: _json(files, table) for part, table in (("train", train), ("test", "val.json"))}
-    categories = sorted(_of(files, train, tables["train"], "categories", ("id", "name")), key=lambda row: row["id"])
+    categories = _categories(files, train, tables["train"])
     ids = [row["id"] for row in categories]
-    position = {key: place for place, key in enumerate(ids)}
-    if len(position) < len(ids):
-        raise UserError(f"{files.path}: {train} gives a category's id twice")
     class_names, labels = {}, []
     for level in LEVELS:
-        field = "name" if level == "species" else level
-        if any(field not in row for row in categories):
-            raise UserError(f"{files.path}: {train} has a category without {field}")
+        field = _field(level)
         if level == "species":
             names = list(layout.told_apart([str(row[field]) for row in categories], [str(key) for key in ids]))
             known = names
@@ -44,10 +39,11 @@ def read(files: Files, *, train: str) -> Annotations:
     of_category = list(zip(*labels, strict=True))
     photos: dict[str, list[Photo]] = {}
     for part, table in (("train", train), ("test", "val.json")):
+        position = _positions(files, train, categories, table, tables[part])
         category_of: dict[Any, Any] = {}
         for row in _of(files, table, tables[part], "annotations", ("image_id", "category_id")):
             if row["category_id"] not in position:
-                raise UserError(f"{files.path}: {table} has the category {row['category_id']}, not among {train}'s")
+                raise UserError(f"{files.path}: {table} has the category {row['category_id']!r}, not among {train}'s")
             if category_of.setdefault(row["image_id"], row["category_id"]) != row["category_id"]:
                 raise UserError(f"{files.path}: {table} gives image {row['image_id']} two categories")
         photos[part] = []
@@ -57,6 +53,44 @@ def read(files: Files, *, train: str) -> Annotations:
             of = of_category[position[category_of[row["id"]]]]
             photos[part].append(Photo(str(row["file_name"]), str(row["id"]), of))
     return Annotations(class_names, photos)
+
+
+def _field(level: str) -> str:
+    return "name" if level == "species" else level
+
+
+def _categories(files: Files, table: str, content: Any) -> list[dict[str, Any]]:
+    """Those of a list, by their ids."""
+    rows = _of(files, table, content, "categories", ("id", *map(_field, LEVELS)))
+    kinds = {type(row["id"]) for row in rows}
+    if len(kinds) > 1:
+        raise UserError(f"{files.path}: {table} has both words and numbers as ids of categories; fetch it again")
+    if len({row["id"] for row in rows}) < len(rows):
+        raise UserError(f"{files.path}: {table} gives a category's id twice")
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def _positions(files: Files, train: str, categories: list[dict[str, Any]], table: str, content: Any) -> dict[Any, int]:
+    """A list's own ids of categories -> where the same taxon is among `train`'s; those that are not there are left out.
+
+    Names alone do not tell taxa apart, nor do ids of other lists: the whole path does, and the id where it comes twice.
+    """
+    if table == train:
+        return {row["id"]: place for place, row in enumerate(categories)}
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, row in enumerate(categories):
+        places.setdefault(_path(row), []).append(place)
+    found = {}
+    for row in _categories(files, table, content):
+        same = places.get(_path(row), [])
+        same = same if len(same) < 2 else [place for place in same if categories[place]["id"] == row["id"]]
+        if same:
+            found[row["id"]] = same[0]
+    return found
+
+
+def _path(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[_field(level)]) for level in LEVELS)
 
 
 def _json(files: Files, table: str) -> Any:
@@ -71,8 +105,15 @@ def _of(files: Files, table: str, content: Any, name: str, fields: tuple[str, ..
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{files.path}: {table} has no list of {name}; fetch it again")
     for row in rows:
-        if not isinstance(row, dict) or any(field not in row for field in fields):
-            raise UserError(f"{files.path}: {table} has one of {name} without {' or '.join(fields)}")
+        lacking = next((field for field in fields if not isinstance(row, dict) or field not in row), None)
+        if lacking:
+            raise UserError(f"{files.path}: {table} has one of {name} without {lacking}; fetch it again")
+        for field in fields:
+            if field in ("id", "image_id", "category_id") and type(row[field]) not in (int, str):
+                raise UserError(
+                    f"{files.path}: {table} has one of {name} whose {field} is {str(row[field])[:40]}, neither a "
+                    "number nor a word; fetch it again"
+                )
     return rows
 
 
@@ -108,6 +149,7 @@ def _dataset(name: str, title: str, folder: str, md5: str, lists_md5: str, image
         members=rf"(^|/)({folder}|val)\.json$",
         counts={"train": images, "test": 100_000, "classes": 10_000},
         counts_source="github.com/visipedia/inat_comp, 2021/README.md",
+        folders=(folder, "val"),
         levels=LEVELS,
     )
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from c2f_jax.console import warn
 from c2f_jax.data.builders.fetch import Archive
 from c2f_jax.data.builders.files import Files, stem
 from c2f_jax.errors import UserError
@@ -62,7 +63,9 @@ class Dataset:
         levels: what it labels; the finest and default one first.
         counts: published: "train" and "test" images, and "classes" of the default level.
         counts_source: who says so.
+        folders: names of those that hold its photos, its masks, and its boxes if each has a file.
         banner: pixels at the bottom of each photo that are no part of it.
+        box_of_mask: whether its masks are trimaps, and the box is around their objects.
         optional: folders, or archives without suffixes, that it is whole without.
         homepage: for people.
     """
@@ -76,8 +79,10 @@ class Dataset:
     counts: Mapping[str, int]
     counts_source: str
     homepage: str
+    folders: tuple[str, ...]
     levels: tuple[str, ...] = ("label",)
     banner: int = 0
+    box_of_mask: bool = False
     optional: tuple[str, ...] = ()
 
     @property
@@ -118,9 +123,11 @@ def check(path: Path, annotations: Annotations) -> None:
 # --- Tables ---
 
 
-def rows(files: Files, table: str, columns: int) -> Iterator[list[str]]:
-    """The words of each line; the last may hold spaces."""
+def rows(files: Files, table: str, columns: int, *, comment: str = "") -> Iterator[list[str]]:
+    """The words of each line; the last may hold spaces. Lines that begin with `comment` are none."""
     for number, line in enumerate(files.text(table).split("\n"), start=1):
+        if comment and line.lstrip().startswith(comment):
+            continue
         words = line.strip().split(maxsplit=columns - 1)
         if words and len(words) != columns:
             raise UserError(f"{files.path}: {table}, line {number} must have {columns} words, not {line.strip()!r}")
@@ -148,14 +155,35 @@ def unique_rows(files: Files, table: str, *, names: bool = True) -> dict[str, st
     return {key: name for key, name in found}
 
 
-def by_image(files: Files, table: str, columns: int, known: Collection[str], of: str) -> dict[str, list[list[str]]]:
-    """Image id -> the other words of its lines. `of`: the table that lists the `known` ones."""
+def by_image(
+    files: Files, table: str, columns: int, known: Collection[str], of: str, *, strict: bool = True
+) -> dict[str, list[list[str]]]:
+    """Image id -> the other words of its lines. `of`: the table that lists the `known` ones.
+
+    strict: whether to refuse lines of other images; else they are told and passed over.
+    """
     found: dict[str, list[list[str]]] = {}
+    unknown = 0
     for image_id, *words in rows(files, table, columns):
-        if image_id not in known:
+        if image_id not in known and strict:
             raise UserError(f"{files.path}: {table} names image {image_id}, which {of} does not list")
-        found.setdefault(image_id, []).append(words)
+        if image_id in known:
+            found.setdefault(image_id, []).append(words)
+        else:
+            unknown += 1
+    if unknown:
+        warn(f"{files.path}: {unknown} lines of {table} name images that {of} does not list: they are passed over")
     return found
+
+
+def box(
+    files: Files, table: str, image_id: str, found: Mapping[str, list[list[str]]], *, sizes: bool
+) -> tuple[float, float, float, float] | None:
+    """x1, y1, x2, y2 of an image; None if it has no line. sizes: whether the table has widths and heights instead."""
+    if image_id not in found:
+        return None
+    x, y, *rest = numbers(files, table, image_id, [one(files, table, image_id, found)])[0].tolist()
+    return (x, y, x + rest[0], y + rest[1]) if sizes else (x, y, rest[0], rest[1])
 
 
 def one(files: Files, table: str, image_id: str, found: Mapping[str, list[list[str]]]) -> list[str]:

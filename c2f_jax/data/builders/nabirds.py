@@ -19,7 +19,10 @@ SPLIT, BOXES, PARTS, HIERARCHY = "train_test_split.txt", "bounding_boxes.txt", "
 def read(files: Files) -> Annotations:
     """Parses the tables and checks that they fit together."""
     names, nodes = layout.unique_rows(files, IMAGES), layout.unique_rows(files, CLASSES, names=False)
-    found = {name: layout.by_image(files, name, columns, names, IMAGES) for name, columns in _COLUMNS.items()}
+    found = {
+        name: layout.by_image(files, name, columns, names, IMAGES, strict=name in (LABELS, SPLIT))
+        for name, columns in _COLUMNS.items()
+    }
     class_of = {image_id: layout.one(files, LABELS, image_id, found[LABELS])[0] for image_id in names}
     unknown = sorted(set(class_of.values()) - set(nodes))
     if unknown:
@@ -32,9 +35,6 @@ def read(files: Files) -> Annotations:
     first = min((int(words[0]) for words in found[PARTS].get(next(iter(names)), []) if words[0].isdecimal()), default=0)
     photos: dict[str, list[Photo]] = {"train": [], "test": []}
     for image_id, name in names.items():
-        (x, y, width, height) = layout.numbers(
-            files, BOXES, image_id, [layout.one(files, BOXES, image_id, found[BOXES])]
-        )[0].tolist()
         places, visible = layout.parts(files, PARTS, image_id, found[PARTS], range(first, first + NUM_PARTS))
         leaf = class_of[image_id]
         photos[layout.part_of(files, SPLIT, image_id, found[SPLIT])].append(
@@ -42,7 +42,7 @@ def read(files: Files) -> Annotations:
                 f"images/{name}",
                 image_id,
                 (label_of[leaf], top_of[orders[leaf]]),
-                (x, y, x + width, y + height),
+                layout.box(files, BOXES, image_id, found[BOXES], sizes=True),
                 places,
                 visible,
             )
@@ -95,5 +95,6 @@ DATASET = Dataset(
     members=rf"(^|/)({'|'.join((IMAGES, CLASSES, LABELS, SPLIT, BOXES, PARTS, HIERARCHY))})$",
     counts={"train": 23_929, "test": 24_633, "classes": 555},
     counts_source="CVPR 2015 (48,562 images, 555 categories); the division as public loaders and papers give it",
+    folders=("images",),
     levels=("label", "order"),
 )

@@ -21,9 +21,7 @@ def read(files: Files) -> Annotations:
     listed: dict[str, list[tuple[str, int, int]]] = {}
     for part, table in LISTS.items():
         listed[part] = []
-        for words in layout.rows(files, table, 4):
-            if words[0].startswith("#"):
-                continue
+        for words in layout.rows(files, table, 4, comment="#"):
             try:
                 breed, species = int(words[1]), int(words[2])
             except ValueError:
@@ -75,5 +73,7 @@ DATASET = Dataset(
     members=r"(^|/)(trainval|test)\.txt$|(^|/)trimaps/[^.][^/]*\.png$",
     counts={"train": 3680, "test": 3669, "classes": 37},
     counts_source="TFDS's catalog, oxford_iiit_pet 4.0.0",
+    folders=("images", "trimaps"),
     levels=("label", "species"),
+    box_of_mask=True,
 )

@@ -1,7 +1,7 @@
 """The data sets that people publish figures on, by their names: found or fetched, prepared, opened."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +70,7 @@ def load(
         with one_at_a_time(cache / f"{name}.lock"):
             place = storage.as_path("dataset.path", path, remote=False) if path else _fetched(dataset, cache, track)
             files = _opened(dataset, place)
-            folder = cache / name / files.key(dataset.tables, dataset.optional) / records.VERSION
+            folder = _folder(cache / name, dataset, files)
             if not records.is_whole(folder):
                 records.prepare(dataset, files, folder, track)
         train, test = (Records(folder, dataset, part, chosen, min_side) for part in ("train", "test"))
@@ -81,6 +81,24 @@ def load(
         ) from error
     class_names = records.class_names(folder, dataset.levels[chosen])
     return Loaded(train, test, class_names, _compared(dataset, train, test, len(class_names), chosen))
+
+
+def _folder(cache: Path, dataset: Dataset, files: Files) -> Path:
+    """Where they are prepared; tables whose photos are no more there, where these were prepared last."""
+    of_tables, of_files = files.key(dataset.tables, dataset.folders)
+    if not of_files and any(files.places(name) for name in dataset.tables):
+        found = [place for place in cache.glob(f"{of_tables}-*/{records.VERSION}") if records.is_whole(place)]
+        if found:
+            return max(found, key=lambda place: place.stat().st_mtime)
+    return cache / f"{of_tables}-{of_files}" / records.VERSION
+
+
+def counts(name: str, level: str) -> Mapping[str, int]:
+    """What is published of the images, and of the classes at that level, if anything is."""
+    dataset = DATASETS[name]
+    if level_of(dataset, level) == 0:
+        return dataset.counts
+    return {what: count for what, count in dataset.counts.items() if what != "classes"}
 
 
 def level_of(dataset: Dataset, level: str) -> int:
@@ -94,18 +112,32 @@ def level_of(dataset: Dataset, level: str) -> int:
 
 
 def _compared(dataset: Dataset, train: Records, test: Records, classes: int, level: int) -> tuple[str, ...]:
-    """A line if there are not as many images or classes as are published."""
+    """A line if there are not as many images or classes as are published, and of each part that lacks boxes."""
+    boxless = tuple(
+        f"{part.boxless} of {len(part)} images of the {name} part have no box, or none within the photo: "
+        "its boxes are not used"
+        for name, part in (("train", train), ("test", test))
+        if 0 < part.boxless < len(part)
+    )
     found = {"train": len(train), "test": len(test)} | ({"classes": classes} if level == 0 else {})
     published = dataset.counts
     differing = [f"{found[name]} {name} of {published[name]}" for name in found if found[name] != published[name]]
     if not differing:
-        return ()
-    return (f"not all of {dataset.title} as it is published, or more: {', '.join(differing)}",)
+        return boxless
+    return (f"not all of {dataset.title} as it is published, or more: {', '.join(differing)}", *boxless)
 
 
 def _opened(dataset: Dataset, place: Path) -> Files:
     photos = [name for name, archive in zip(dataset.known, dataset.archives, strict=True) if archive.photos]
-    return open_files(place, known=dataset.known, tables=dataset.members, photos=photos)
+    return open_files(
+        place,
+        known=dataset.known,
+        tables=dataset.members,
+        names=dataset.tables,
+        photos=photos,
+        optional=dataset.optional,
+        how=dataset.how,
+    )
 
 
 def _fetched(dataset: Dataset, cache: Path, track: Track) -> Path:

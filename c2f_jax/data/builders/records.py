@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from array_record.python.array_record_module import ArrayRecordWriter
-from PIL import Image
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from PIL import ExifTags, Image, ImageOps
 
 from c2f_jax import storage
 from c2f_jax.console import warn
@@ -34,14 +34,19 @@ from c2f_jax.data.raw import Raw
 from c2f_jax.errors import UserError, as_text
 
 VERSION = "2.0.0"  # of what is written
-SHARD_BYTES = 256 << 20  # a stop loses no more work than that
+SHARD_BYTES = 256 << 20  # a stop loses no more work than that of each part,
+FIRST_BYTES = 4 << 20  # nor, as each shard is at most twice as large as the one before, more than is kept
 AHEAD = 64  # photos that are decoded ahead of the writer
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 
 
 class Records:
-    """The examples of one part."""
+    """The examples of one part.
+
+    Attributes:
+        boxless: how many have no box; if there is one, no example gives its box, since batches have one for each.
+    """
 
     def __init__(self, folder: Path, dataset: Dataset, part: str, level: int, min_side: int | None = None):
         """Opens what `prepare` has written. level: which labels; min_side: as of `images.decode`."""
@@ -51,7 +56,8 @@ class Records:
             )
         with np.load(folder / "index.npz") as index:
             self._order, self._labels = index[f"{part}/order"], index[f"{part}/labels"][:, level]
-            self._sizes, self._has_box = index[f"{part}/sizes"], bool(index[f"{part}/boxes"].all())
+            self._sizes, boxes = index[f"{part}/sizes"], index[f"{part}/boxes"]
+        self._has_box, self.boxless = bool(boxes.all()), int(np.count_nonzero(~boxes))
         self._banner, self._min_side = dataset.banner, min_side
 
     def __len__(self) -> int:
@@ -94,11 +100,15 @@ class Records:
         return example | {name: record[name] for name in names}
 
     def segmentation(self, index: int) -> np.ndarray | None:
-        """The mask of a photo, uint8 [H, W] with the values of its file; None if the data set has none."""
+        """The mask of a photo, uint8 [H, W] with the values of its file, turned as EXIF turns the photo.
+
+        None if the data set has none, or this one has another size than its photo.
+        """
         record = self._records[int(self._order[index])]
         if "segmentation" not in record:
             return None
-        return _mask(record["segmentation"])
+        mask, file = _mask(record["segmentation"]), images.stored(record["image"])
+        return _upright(mask, file.orientation) if mask.shape == (file.height, file.width) else None
 
 
 def prepare(dataset: Dataset, files: Files, folder: Path, track: Track) -> None:
@@ -123,19 +133,28 @@ def prepare(dataset: Dataset, files: Files, folder: Path, track: Track) -> None:
     }
     wanted = [name for name in place if name not in written.names]
     seen: set[str] = set()
+    unfit = 0  # masks
     photos = track(_decoded(dataset, files, wanted, place), total=len(wanted), what=f"preparing {dataset.name}")
-    with _as_os_errors(partial):
+    with _as_os_errors(partial), written.kept_if_interrupted():
         for found in photos:
             if found.photo.name in seen:
                 raise UserError(f"{files.path}: holds {found.photo.name} twice")
             seen.add(found.photo.name)
+            unfit += not found.mask_fits
             example = features.encode_example(_example(found, list(annotations.class_names)))
             written.add(place[found.photo.name][0], found, bytes(serializer.serialize_example(example)))
         lacking = [name for name in wanted if name not in seen]
         if lacking:
-            raise UserError(f"{files.path}: {min(lacking)} is missing, one of {len(lacking)}; unpack the whole archive")
+            remedy = (
+                f"give the unpacked folder, or {files.how}"
+                if len(lacking) == len(place)
+                else "unpack the whole archive"
+            )
+            raise UserError(f"{files.path}: {min(lacking)} is missing, one of {len(lacking)}; {remedy}")
         written.close()
         _describe(partial, dataset, annotations, features, written)
+    if unfit:
+        warn(f"{files.path}: {unfit} masks have another size than their photos: these are not used")
     if folder.exists():
         shutil.rmtree(folder)  # somebody has cleared away a part of it
     partial.rename(folder)
@@ -159,7 +178,10 @@ def class_names(folder: Path, level: str) -> tuple[str, ...]:
 
 
 class _Found(NamedTuple):
-    """A photo that can be read: its bytes, height and width without banner, and its places in fractions of them."""
+    """A photo that can be read: its bytes, height and width without banner, and its places in fractions of them.
+
+    box: None as well if it lies outside, or has no area.
+    """
 
     photo: Photo
     content: bytes
@@ -167,6 +189,7 @@ class _Found(NamedTuple):
     box: np.ndarray | None
     parts: np.ndarray | None
     mask: bytes | None
+    mask_fits: bool
 
 
 def _decoded(dataset: Dataset, files: Files, wanted: Sequence[str], place: Mapping[str, Any]) -> Iterator[_Found]:
@@ -202,18 +225,20 @@ def _look(dataset: Dataset, path: Path, photo: Photo, content: bytes, mask: byte
         """(x, y) in pixels of the file -> (y, x) in fractions of the upright photo, not clipped."""
         return images.turned(points, stored)[:, ::-1] / sides
 
-    box = _box_of(path, photo, mask) if photo.box is None and mask is not None else photo.box
+    box, fits = photo.box, True
+    if mask is not None:
+        pixels = _readable(path, photo, mask)
+        fits = pixels.shape == (stored.height, stored.width)
+        if dataset.box_of_mask:
+            box = _around(pixels) if fits else None
     corners = None
     if box is not None:
         corners = np.clip(upright(np.array([box[:2], box[2:]], np.float64)), 0.0, 1.0)
         corners = np.concatenate([corners.min(0), corners.max(0)]).astype(np.float32)
-        if not (corners[0] < corners[2] and corners[1] < corners[3]):
-            raise UserError(
-                f"{path}: the box of image {photo.image_id} ({', '.join(f'{side:g}' for side in box)}) lies outside "
-                f"its photo {photo.name}, {width} x {height}; mend the table"
-            )
+        # Boxes are for measuring alone: for one that encloses nothing no photo has to go.
+        corners = corners if corners[0] < corners[2] and corners[1] < corners[3] else None
     parts = None if photo.parts is None else np.clip(upright(photo.parts), 0.0, 1.0).astype(np.float32)
-    return _Found(photo, content, (height, width), corners, parts, mask)
+    return _Found(photo, content, (height, width), corners, parts, mask, fits)
 
 
 def _mask(content: bytes) -> np.ndarray:
@@ -221,15 +246,25 @@ def _mask(content: bytes) -> np.ndarray:
         return np.asarray(image.convert("L") if image.mode not in ("L", "P", "1") else image).astype(np.uint8)
 
 
-def _box_of(path: Path, photo: Photo, mask: bytes) -> tuple[float, float, float, float]:
-    """Around the object of a trimap, whose background is 2."""
+def _upright(mask: np.ndarray, orientation: int) -> np.ndarray:
+    image = Image.fromarray(mask)
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+def _readable(path: Path, photo: Photo, mask: bytes) -> np.ndarray:
     try:
-        inside = _mask(mask) != 2
+        return _mask(mask)
     except Exception as error:  # damaged files make Pillow raise nearly anything
-        raise UserError(f"{path}: {photo.segmentation} cannot be read ({error}); unpack the archive again") from error
-    rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: {photo.segmentation} cannot be read ({reason}); unpack the archive again") from error
+
+
+def _around(trimap: np.ndarray) -> tuple[float, float, float, float] | None:
+    """The object of a trimap, whose background is 2; None if there is none."""
+    rows, columns = (np.flatnonzero((trimap != 2).any(axis)) for axis in (1, 0))
     if not len(rows):
-        raise UserError(f"{path}: {photo.segmentation} shows background alone; unpack the archive again")
+        return None
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
@@ -311,12 +346,26 @@ class _Written:
         writer.write(record)
         rows.append([found.photo.name, *found.size, found.box is not None])
         size[0] += len(record)
-        if size[0] >= SHARD_BYTES:
+        if size[0] >= min(SHARD_BYTES, FIRST_BYTES << min(len(self.shards[part]), 16)):
             self._close(part)
 
     def close(self) -> None:
         for part in list(self._open):
             self._close(part)
+
+    @contextlib.contextmanager
+    def kept_if_interrupted(self) -> Iterator[None]:
+        """Of what is written when Ctrl-C comes, all is kept."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            for part, (_, rows, _) in list(self._open.items()):
+                place = self._place(part, len(self.shards[part]))
+                self._open[part][0].close()
+                # It may have come between a record and its row.
+                if ArrayRecordReader(str(place)).num_records() == len(rows):
+                    storage.write_text(self._list(part, len(self.shards[part])), json.dumps(rows))
+            raise
 
     def forget(self) -> None:
         """Removes the lists, when all that is in them is written elsewhere."""

@@ -19,7 +19,7 @@ META, TRAIN, TEST, BOTH = "cars_meta.mat", "cars_train_annos.mat", "cars_test_an
 
 def read(files: Files) -> Annotations:
     """Parses the annotations of the layout that is there; of both, the first."""
-    if any(_find(files, name) is not None for name in (META, TRAIN, TEST)):
+    if _is_first(files):
         names = layout.matlab(files, _where(files, META), "class_names")
         rows = {
             part: [
@@ -28,16 +28,11 @@ def read(files: Files) -> Annotations:
             ]
             for part, table in (("train", TRAIN), ("test", TEST))
         }
-    elif files.find(BOTH) is not None:
+    else:
         names = layout.matlab(files, BOTH, "class_names")
         rows = {"train": [], "test": []}
         for row in _annotations(files, BOTH, ("relative_im_path", "class", "test")):
-            rows["test" if int(row["test"]) else "train"].append((str(row["relative_im_path"]), row))
-    else:
-        raise UserError(
-            f"{files.path}: holds neither {TRAIN}, {TEST} and {META} (in devkit/) nor {BOTH}; "
-            "dataset.path is the folder that holds them beside the photos"
-        )
+            rows["test" if np.any(row["test"]) else "train"].append((str(row["relative_im_path"]), row))
     class_names = tuple(str(name) for name in names)
     if len(set(class_names)) < len(class_names):
         class_names = layout.told_apart(class_names, [str(label + 1) for label in range(len(class_names))])
@@ -45,11 +40,34 @@ def read(files: Files) -> Annotations:
     return Annotations({"label": class_names}, photos)
 
 
+def _is_first(files: Files) -> bool:
+    """Whether it is the first layout; raises UserError unless the tables and photos of one are there."""
+    missing = [name for name in (TRAIN, TEST, META) if _find(files, name) is None]
+    both, separate, together = files.find(BOTH) is not None, files.holds("cars_train"), files.holds("car_ims")
+    if not missing and (separate or not (both or together)):
+        return True
+    if both and (together or not separate):
+        return False
+    if together and not separate:
+        raise UserError(f"{files.path}: {BOTH} is missing, for the photos of car_ims: others are numbered otherwise")
+    found = f"; {BOTH} is for car_ims, whose photos are numbered otherwise" if both else ""
+    if len(missing) < 3 or separate:
+        are = " and ".join(missing) + (" is" if len(missing) == 1 else " are")
+        raise UserError(f"{files.path}: {are} missing, for the photos of cars_train and cars_test{found}")
+    raise UserError(
+        f"{files.path}: holds neither {TRAIN}, {TEST} and {META} (in devkit/) nor {BOTH}; "
+        "dataset.path is the folder that holds them beside the photos"
+    )
+
+
 def _photo(files: Files, name: str, row: np.void, classes: int) -> Photo:
-    label = int(row["class"])
+    try:
+        label = int(row["class"])
+        x1, y1, x2, y2 = (float(row[f"bbox_{side}"]) for side in ("x1", "y1", "x2", "y2"))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{files.path}: {name} has no number for its class, or for its box; fetch it again") from error
     if not 1 <= label <= classes:
         raise UserError(f"{files.path}: {name} has the class {label}, of 1 to {classes}")
-    x1, y1, x2, y2 = (float(row[f"bbox_{side}"]) for side in ("x1", "y1", "x2", "y2"))
     return Photo(name, name.rpartition("/")[2], (label - 1,), (x1 - 1, y1 - 1, x2, y2))
 
 
@@ -57,7 +75,9 @@ def _annotations(files: Files, table: str, columns: tuple[str, ...]) -> np.ndarr
     rows = layout.matlab(files, table, "annotations")
     lacking = [name for name in (*columns, "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2") if name not in _names(rows)]
     if lacking:
-        raise UserError(f"{files.path}: {table} has no {lacking[0]}; the file for the test part is {TEST}")
+        remedy = f"; the publisher gives {TEST.replace('_withlabels', '')} without: get the one with labels"
+        remedy = remedy if lacking[0] == "class" else "; fetch it again"
+        raise UserError(f"{files.path}: {table} has no {lacking[0]}{remedy}")
     return rows
 
 
@@ -121,6 +141,7 @@ DATASET = Dataset(
         ),
     ),
     read=read,
+    folders=("cars_train", "cars_test", "car_ims"),
     tables=(META, TRAIN, TEST, f"devkit/{META}", f"devkit/{TRAIN}", f"devkit/{TEST}", BOTH),
     members=rf"(^|/)({'|'.join((META, TRAIN, TEST, BOTH))})$",
     counts={"train": 8144, "test": 8041, "classes": 196},

@@ -91,6 +91,7 @@ DATASET = Dataset(
     read=read,
     tables=tuple(LISTS.values()),
     members=r"(^|/)(train_list|test_list)\.mat$|(^|/)Annotation/",
+    folders=FOLDERS,
     counts={"train": 12_000, "test": 8_580, "classes": 120},
     counts_source="its homepage (20,580 images, 120 breeds, 12,000 for training)",
 )
