@@ -105,9 +105,13 @@ def test_features_and_splits_by_their_names(data_dir):
         (
             "image=photo,label=species,box=height",
             "tfds:flowers",
-            "no feature of type BBoxF.* height; .*: objects/bbox$",
+            "type BBoxFeature or list of them height; .*: objects/bbox$",
         ),
-        ("image=photo,label=species,box=photo", "tfds:flowers", "no feature of type BBoxF.* photo; .*: objects/bbox$"),
+        (
+            "image=photo,label=species,box=photo",
+            "tfds:flowers",
+            "type BBoxFeature or list of them photo; .*: objects/bbox$",
+        ),
         ("image=photo,label=species,box=corners", "tfds:flowers", "boxes corners .* are XYWH, not REL_YXYX; leave box"),
         (
             "image=photo,label=objects/kind",

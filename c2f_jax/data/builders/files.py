@@ -67,7 +67,7 @@ class Files:
         """
         content = self.find(name)
         if content is None and not self._found_one:
-            below = " and the folders below" if self.path.is_dir() else ""
+            below = " and in the folders below" if self.path.is_dir() else ""
             raise UserError(
                 f"{self.path}: {name} is missing there{below}; give the unpacked folder, or {self.how or 'its archive'}"
             )

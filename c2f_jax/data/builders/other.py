@@ -184,16 +184,22 @@ def _check(name: str, features: Any, what: str, called: str, kind: Any) -> None:
             f"dataset.fields: tfds:{name} has no feature of type {kind.__name__}{of} {called}; give {what}=... of: "
             f"{there or 'none'}"
         )
-    form = getattr(getattr(feature, "bbox_format", None), "value", FORM)
-    if what == "box" and form != FORM:
+    if _form(feature) != FORM:
+        form = _form(feature)
         raise UserError(f"dataset.fields: the boxes {called} of tfds:{name} are {form}, not {FORM}; leave box=... out")
+
+
+def _form(feature: Any) -> str:
+    """Of a box; of what is none, or does not say, the usual."""
+    return str(getattr(getattr(feature, "bbox_format", None), "value", FORM))
 
 
 def _names(features: Any, kind: Any, before: str = "", lists: int | None = None) -> list[str]:
     """Of all features that `_feature` finds, nested ones with slashes."""
     found = []
     for name in features:
-        if _feature(features, name, kind, lists) is not None:
+        feature = _feature(features, name, kind, lists)
+        if feature is not None and _form(feature) == FORM:
             found.append(before + name)
         inner, left = _inner(features[name], _lists(kind) if lists is None else lists)
         if isinstance(inner, tfds.features.FeaturesDict):
