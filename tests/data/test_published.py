@@ -166,7 +166,7 @@ def test_damaged_masks_of_cub(load, tmp_path):
         path = folder / "segmentations" / f"{cub.name_of(image_id, label)[:-4]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"nope")
-    with pytest.raises(UserError, match="segmentations/.*png cannot be read"):
+    with pytest.raises(UserError, match=r"segmentations/.*png cannot be read \(not a picture\)"):
         load("cub200_2011", folder)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from c2f_jax import storage
 from c2f_jax.console import warn
@@ -256,7 +256,7 @@ def _readable(path: Path, photo: Photo, mask: bytes) -> np.ndarray:
     try:
         return _mask(mask)
     except Exception as error:  # damaged files make Pillow raise nearly anything
-        reason = " ".join(str(error).split())
+        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
         raise UserError(f"{path}: {photo.segmentation} cannot be read ({reason}); unpack the archive again") from error
 
 
