@@ -13,7 +13,6 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,12 +20,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from c2f_jax import storage
 from c2f_jax.console import warn
 from c2f_jax.data import images
-from c2f_jax.data.builders import layout
+from c2f_jax.data.builders import layout, masks
 from c2f_jax.data.builders.fetch import Track
 from c2f_jax.data.builders.files import Files
 from c2f_jax.data.builders.layout import Annotations, Dataset, Photo
@@ -107,8 +105,8 @@ class Records:
         record = self._records[int(self._order[index])]
         if "segmentation" not in record:
             return None
-        mask, file = _mask(record["segmentation"]), images.stored(record["image"])
-        return _upright(mask, file.orientation) if mask.shape == (file.height, file.width) else None
+        mask, file = masks.decode(record["segmentation"]), images.stored(record["image"])
+        return masks.upright(mask, file.orientation) if mask.shape == (file.height, file.width) else None
 
 
 def prepare(dataset: Dataset, files: Files, folder: Path, track: Track) -> None:
@@ -227,10 +225,10 @@ def _look(dataset: Dataset, path: Path, photo: Photo, content: bytes, mask: byte
 
     box, fits = photo.box, True
     if mask is not None:
-        pixels = _readable(path, photo, mask)
+        pixels = masks.readable(path, photo, mask)
         fits = pixels.shape == (stored.height, stored.width)
         if dataset.box_of_mask:
-            box = _around(pixels) if fits else None
+            box = masks.around(pixels) if fits else None
     corners = None
     if box is not None:
         corners = np.clip(upright(np.array([box[:2], box[2:]], np.float64)), 0.0, 1.0)
@@ -239,33 +237,6 @@ def _look(dataset: Dataset, path: Path, photo: Photo, content: bytes, mask: byte
         corners = corners if corners[0] < corners[2] and corners[1] < corners[3] else None
     parts = None if photo.parts is None else np.clip(upright(photo.parts), 0.0, 1.0).astype(np.float32)
     return _Found(photo, content, (height, width), corners, parts, mask, fits)
-
-
-def _mask(content: bytes) -> np.ndarray:
-    with Image.open(BytesIO(content)) as image:
-        return np.asarray(image.convert("L") if image.mode not in ("L", "P", "1") else image).astype(np.uint8)
-
-
-def _upright(mask: np.ndarray, orientation: int) -> np.ndarray:
-    image = Image.fromarray(mask)
-    image.getexif()[ExifTags.Base.Orientation] = orientation
-    return np.asarray(ImageOps.exif_transpose(image))
-
-
-def _readable(path: Path, photo: Photo, mask: bytes) -> np.ndarray:
-    try:
-        return _mask(mask)
-    except Exception as error:  # damaged files make Pillow raise nearly anything
-        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
-        raise UserError(f"{path}: {photo.segmentation} cannot be read ({reason}); unpack the archive again") from error
-
-
-def _around(trimap: np.ndarray) -> tuple[float, float, float, float] | None:
-    """The object of a trimap, whose background is 2; None if there is none."""
-    rows, columns = (np.flatnonzero((trimap != 2).any(axis)) for axis in (1, 0))
-    if not len(rows):
-        return None
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 # --- Shards ---
