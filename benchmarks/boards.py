@@ -51,12 +51,20 @@ ROWS: dict[str, dict[str, Any]] = {
     # One look of what two of 160 px cost in tests, for a little more than what they cost in training.
     "one_look": {**UNTAUGHT, "method": "attention", "model.view_size": 224, "stages.coarse_epochs": 12.0},
     "untaught": UNTAUGHT,
+    # Both for as long again in fine stages, at the same cost: who has learned all there is?
+    "taught_on": {"init_from": "taught", "stages.coarse_epochs": 0.0},
+    "one_look_on": {
+        **{**UNTAUGHT, "method": "attention", "model.view_size": 224, "stages.coarse_epochs": 8.0},
+        "init_from": "one_look",
+    },
     # Taught the annotated places in place of the table, so that the second looks are trained at defects.
     "oracle": {},
 }
 SHOWN = {
     "taught": "taught by labels",
     "one_look": "one look, 224 px",
+    "taught_on": "taught by labels, then 8 epochs more",
+    "one_look_on": "one look, then 8 epochs more",
     "untaught": "untaught",
     "oracle": "taught places",
 }
@@ -102,7 +110,10 @@ def measure(run: Run, model: dict[str, Any]) -> dict[str, Any]:
 def train_and_measure(name: str, seed: int, *, data: str, weights: str, runs: Path) -> dict[str, Any]:
     """Trains the row in `runs`, or goes on; its line."""
     config = deep_pcb.get_config()
-    config.update_from_flattened_dict({**ROWS[name], "seed": seed})
+    row = ROWS[name]
+    if "init_from" in row:  # another row
+        row = {**row, "init_from": str(runs / f"{row['init_from']}-seed{seed}")}
+    config.update_from_flattened_dict({**row, "seed": seed})
     config.update_from_flattened_dict({"dataset.path": data, "model.pretrained": weights})
     keep_compiled(config.compilation_cache)
     source, config = source_state(ROOT), with_input_values(config)
@@ -142,7 +153,7 @@ def _bits(text: str, count: int) -> np.ndarray:
 
 
 def report(records: Sequence[dict[str, Any]]) -> None:
-    """Prints the table of rows at their seeds, and each row's differences from the taught one."""
+    """Prints the table of rows at their seeds, and differences of the taught ones from the others."""
     print("| row | seed | training | first look | second | both | at the defect | inside | new boards | minutes |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     by = {(record["name"], record["seed"]): record for record in records}
@@ -155,7 +166,7 @@ def report(records: Sequence[dict[str, Any]]) -> None:
                 {view: _bits(text, count) for view, text in record["regions"][region].items()}
                 for region in ("own", "annotated")
             )
-            new, one = _bits(record["new"], count), name == "one_look"
+            new, one = _bits(record["new"], count), name.startswith("one_look")
             seen = [f"{100 * value:.1f}" for value in record["training"].values()]
             shown = [f"{100 * own[view].mean():.1f}" for view in ("coarse", "fine", "fused")]
             more = [f"{100 * known['fused'].mean():.1f}", f"{100 * own['inside'].mean():.1f}"]
@@ -163,15 +174,18 @@ def report(records: Sequence[dict[str, Any]]) -> None:
             cells = [SHOWN[name], str(seed), " / ".join(seen), shown[0], *(["–"] * 5 if one else [*shown[1:], *more])]
             print("| " + " | ".join([*cells, f"{record['train_seconds'] / 60:.0f}"]) + " |")
     for (name, seed), record in by.items():
-        ours = by.get(("taught", seed))
+        rival = "taught_on" if name == "one_look_on" else "taught"
+        ours = by.get((rival, seed))
         if ours is None or name == "taught":
             continue
-        count, view = len(record["boards"]), "coarse" if name == "one_look" else "fused"
+        count, view = len(record["boards"]), "coarse" if name.startswith("one_look") else "fused"
         theirs, taught = (
             _judged(_bits(one["regions"]["own"][answer], count)) for one, answer in ((record, view), (ours, "fused"))
         )
         mean, low, high = difference(theirs, taught, [str(board) for board in record["boards"]])
-        print(f"\nseed {seed}, taught less {SHOWN[name]}: {100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})")
+        print(
+            f"\nseed {seed}, {SHOWN[rival]}, less {SHOWN[name]}: {100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+        )
 
 
 def _judged(right: np.ndarray) -> Judged:
