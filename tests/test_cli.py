@@ -139,6 +139,20 @@ def test_what_a_run_begins_with_is_looked_for_before_its_data_are_made_ready(cap
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("data", "first"), [("there", "cannot fetch hf://"), ("nowhere", "made ready")])
+def test_weights_of_the_hub_come_before_what_takes_hours_and_after_a_wrong_path(
+    capsys, tmp_path, monkeypatch, data, first
+):
+    def made_ready(config):
+        raise UserError("made ready")
+
+    monkeypatch.setattr("c2f_jax.runs.build.load_splits", made_ready)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "there").mkdir()
+    words = ["--config=configs/nabirds.py", f"--config.dataset.path={tmp_path / data}", f"--workdir={tmp_path / 'run'}"]
+    assert first in refused(capsys, *words, "--config.model.pretrained=hf://nobody/has-such-a-model")
+
+
 def test_home_is_known_in_every_path(tmp_path, monkeypatch, finished_config):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").mkdir()

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from c2f_jax import storage
+from c2f_jax.data.sources import PUBLISHED, TFDS
 from c2f_jax.data.splitting import compile_pattern
 from c2f_jax.errors import UserError
 from c2f_jax.models.backbones import output_strides, patch_of, smallest_view
@@ -114,5 +115,12 @@ def check_beginning(config: Any, workdir: Path) -> None:
         there = storage.as_path("config.init_from", config.init_from)
         read_config(there)
         latest_step(there)
-    elif config.model.pretrained:
+    elif config.model.pretrained and not (config.model.pretrained.startswith("hf://") and _quickly_told(config)):
         locate(config.model.pretrained)
+
+
+def _quickly_told(config: Any) -> bool:
+    """Whether data that are not as they should be are told at once: before weights are fetched for nothing."""
+    path = config.dataset.path
+    made_ready = config.dataset.name in PUBLISHED or config.dataset.name.startswith(TFDS)
+    return not made_ready or bool(path and not storage.exists(storage.as_path("dataset.path", path, remote=False)))
