@@ -4,7 +4,7 @@
     python -m benchmarks.boards report
 
 DIR and FILE as for `configs/deep_pcb.py`, which every row starts from. A run goes on where it stopped; rows that are in
-`benchmarks/results/boards.jsonl` are not run again. `report` prints the table in docs/method.md from the lines alone.
+`benchmarks/results/boards.jsonl` are not run again. `report` prints the table in docs/findings.md from the lines alone.
 
 Accuracies are of the official test part, after training on the same 1,500 images; differences are between the same test
 images, resampled by whole boards. `inside`: the share of second looks that hold the defect's middle, of all boards and

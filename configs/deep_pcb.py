@@ -5,7 +5,7 @@ python launch.py --config configs/deep_pcb.py --config.dataset.path=DIR       # 
 
 The second look is a square of a quarter of the board's side, in all its resolution; where it lies the first look learns
 by a table that the labels make (docs/method.md). 1,500 of the 5,661 training images, for two CPU cores; with a GPU take
-all, --config.dataset.shots=0. docs/method.md has what was measured.
+all, --config.dataset.shots=0. docs/findings.md has what was measured.
 """
 
 import ml_collections
