@@ -66,7 +66,7 @@ SHOWN = {
     "taught_on": "taught by labels, then 8 epochs more",
     "one_look_on": "one look, then 8 epochs more",
     "untaught": "untaught",
-    "oracle": "taught places",
+    "oracle": "taught the annotated places",
 }
 
 

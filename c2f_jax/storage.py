@@ -80,11 +80,9 @@ def as_path(flag: str, text: str, *, remote: bool = True) -> Path:
     if text == "-":
         raise UserError(f"{flag}: - is no stream here; give a path, or ./- for a file of that name")
     check_scheme(flag, text, ("gs",) if remote else ())
-    if scheme(text) == "" and (long := [part for part in text.split("/") if len(os.fsencode(part)) > NAME_BYTES]):
-        raise UserError(
-            f"{flag}: {_within(long[0], 40)}...: name too long, {len(os.fsencode(long[0]))} bytes; give one of at most "
-            f"{NAME_BYTES}"
-        )
+    if not scheme(text):
+        for part in text.split("/"):
+            _check_length(flag, part, NAME_BYTES)
     try:
         return path(text)
     except UserError as error:
@@ -381,10 +379,12 @@ def check_name(flag: str, place: Path) -> None:
 
     It need not be there yet: after hours of work is late to hear of it.
     """
-    if (size := len(os.fsencode(place.name))) > _LONGEST:
-        raise UserError(
-            f"{flag}: {_within(place.name, 40)}...: name too long, {size} bytes; give one of at most {_LONGEST}"
-        )
+    _check_length(flag, place.name, _LONGEST)
+
+
+def _check_length(flag: str, name: str, most: int) -> None:
+    if (size := len(os.fsencode(name))) > most:
+        raise UserError(f"{flag}: {_within(name, 40)}...: name too long, {size} bytes; give one of at most {most}")
 
 
 def check_writable(flag: str, folder: Path) -> None:

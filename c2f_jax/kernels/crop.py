@@ -166,11 +166,11 @@ def _spread_alike(images: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.A
     images_spec = PartitionSpec(*shared, None, None, None if used & set(last) else ours[-1])
     boxes_spec = PartitionSpec(*shared, *[None] * (boxes.ndim - leading))
     # jax 0.8 and later, 0.7, 0.6.
-    home = next((m for m in (jax, jax.sharding) if hasattr(m, "reshard")), None)
-    reshard = getattr(home or importlib.import_module("jax.experimental.shard"), "reshard")  # noqa: B009
+    home: Any = next((m for m in (jax, jax.sharding) if hasattr(m, "reshard")), None)
+    home = home or importlib.import_module("jax.experimental.shard")
     return (
-        reshard(images, NamedSharding(sharding.mesh, images_spec)),
-        reshard(boxes, NamedSharding(sharding.mesh, boxes_spec)),
+        home.reshard(images, NamedSharding(sharding.mesh, images_spec)),
+        home.reshard(boxes, NamedSharding(sharding.mesh, boxes_spec)),
     )
 
 

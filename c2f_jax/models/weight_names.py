@@ -216,6 +216,7 @@ def _with_one_qkv(weights: Weights) -> Weights:
             parts["k"] = np.zeros_like(weights[key])
         whole = [part for part in parts.values() if part is not None]
         if len(whole) == len(parts):
-            found = {name: value for name, value in found.items() if name not in {f"{block}.{p}.{leaf}" for p in "qkv"}}
+            for part in parts:
+                found.pop(f"{block}.{part}.{leaf}", None)
             found[f"{block}.qkv.{leaf}"] = np.concatenate(whole)
     return found
