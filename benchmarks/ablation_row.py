@@ -192,6 +192,7 @@ def look_untrained(task: Task, params: Any, batch_stats: Any, batch: dict[str, j
         central_boxes(jnp.full((len(batch["image"]), 2), task.test_side)),
         region=None,
         view_size=task.view_size,
+        fine_size=task.fine_size,
         prepare=task.normalise,
         train=True,
     )

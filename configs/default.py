@@ -51,6 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     augment.max_side = 0.875  # the other end of it
     augment.test_side = 0.875  # side of the central coarse box in evaluation and prediction (WS-DAN's 448 of 512)
     augment.flip = True  # mirror half of the views (WS-DAN)
+    augment.flip_vertical = False  # turn half of them upside down: for photos without an up, as boards or leaves
     augment.brightness = 32 / 255  # shift, fraction of the range (WS-DAN)
     augment.saturation = (0.5, 1.5)  # factor (WS-DAN)
     augment.erase = 0.0  # probability that a rectangle of a training view takes one colour (random erasing)
@@ -93,6 +94,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Side of the second look, a square at the likeliest place, fraction of the raw image; 0: as large as the attention
     # is wide (ours).
     region.side = 0.0
+    region.view_size = 0  # pixels along each side of the second look; 0: as many as the first (ours)
     # Weight of a table of what each place of a training photo tells of its label, which teaches the region of
     # coarse2fine; 0: none. Needs region.side (ours).
     region.teach = 0.0

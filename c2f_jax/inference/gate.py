@@ -38,6 +38,7 @@ def first_look(
         central_boxes(jnp.full((image.shape[0], 2), task.test_side)),
         region=None,
         view_size=task.view_size,
+        fine_size=task.fine_size,
         prepare=task.normalise,
         train=False,
     )
@@ -66,7 +67,7 @@ def second_look(
         batch_stats["fine"],
         batch["image"],
         batch["region"],
-        view_size=task.view_size,
+        view_size=task.fine_size,
         prepare=task.normalise,
         train=False,
     )

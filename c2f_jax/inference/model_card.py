@@ -74,6 +74,7 @@ def model_card(workdir: Path, config: Any, class_names: Sequence[str], step: int
     data, terms = _data(config.dataset.name)
     title = _one_line(Path(storage.resolved(workdir)).name)
     two = config.method != "baseline"
+    size = f" ({config.region.view_size} px)" if config.region.view_size else ""
     lines = [
         *("---", "library_name: jax", "license: other", "tags:", "- image-classification", "- fine-grained", "---", ""),
         f"# {title}",
@@ -81,7 +82,7 @@ def model_card(workdir: Path, config: Any, class_names: Sequence[str], step: int
         f"A classifier of photos into {len(class_names)} classes by c2f_jax, method `{config.method}`, "
         f"backbone `{config.model.backbone}`, views of {config.model.view_size} px out of raw images of "
         f"{config.dataset.raw_size} px; step {step}, seed {config.seed}.",
-        *(["It looks twice: attention on the whole image finds where to look again, closer."] if two else []),
+        *([f"It looks twice: attention on the whole image finds where to look again, closer{size}."] if two else []),
         "",
         "## Data",
         "",

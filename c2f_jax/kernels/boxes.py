@@ -95,6 +95,12 @@ def flip_horizontal(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
     return jnp.stack([boxes[..., 0], boxes[..., 3], boxes[..., 2], boxes[..., 1]], axis=-1)
 
 
+def flip_vertical(boxes: ArrayLike | Sequence[Any]) -> jax.Array:
+    """The same places, upside down. [..., 4] -> [..., 4]."""
+    boxes = jnp.asarray(boxes)
+    return jnp.stack([boxes[..., 2], boxes[..., 1], boxes[..., 0], boxes[..., 3]], axis=-1)
+
+
 def compose(outer: ArrayLike | Sequence[Any], inner: ArrayLike | Sequence[Any]) -> jax.Array:
     """A box inside a view, in the coordinates of the image that the view was cut from.
 

@@ -106,6 +106,7 @@ def two_looks(
     *,
     region: Region | None,
     view_size: int,
+    fine_size: int,
     prepare: Prepare,
     train: bool,
     **collections: Any,
@@ -119,7 +120,7 @@ def two_looks(
         raw: uint8 images [B, R, R, 3].
         coarse_box: oriented boxes [B, 4] in raw coordinates.
         region: rule for where to look again; None looks once.
-        view_size: S.
+        view_size, fine_size: pixels along each side of the coarse and of the fine view.
         prepare: turns views with values 0..255 into the network's input; the same for both looks.
         train: as in the network.
         **collections: further variables of the coarse look (e.g. `perturbations`).
@@ -127,11 +128,12 @@ def two_looks(
     Returns:
         {"coarse": Look} or {"coarse": Look, "fine": Look}; boxes in raw coordinates. The fine box inherits a mirror.
     """
-    shown: dict[str, Any] = {"view_size": view_size, "prepare": prepare, "train": train}
-    looks = {"coarse": look(network, params, batch_stats["coarse"], raw, coarse_box, **shown, **collections)}
+    shown: dict[str, Any] = {"prepare": prepare, "train": train}
+    coarse = look(network, params, batch_stats["coarse"], raw, coarse_box, view_size=view_size, **shown, **collections)
+    looks = {"coarse": coarse}
     if region is not None:
-        fine_box = region(looks["coarse"].out, coarse_box)
-        looks["fine"] = look(network, params, batch_stats["fine"], raw, fine_box, **shown)
+        fine_box = region(coarse.out, coarse_box)
+        looks["fine"] = look(network, params, batch_stats["fine"], raw, fine_box, view_size=fine_size, **shown)
     return looks
 
 

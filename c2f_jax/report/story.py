@@ -167,8 +167,10 @@ def facts(run: Gathered) -> list[tuple[str, list[tuple[str, str]]]]:
             data.append((f"{part} images", str(len(getattr(run.splits, part)))))
     data += [
         ("raw image", f"{config.dataset.raw_size} pixels" + (", squeezed" if not config.augment.keep_aspect else "")),
-        ("each look", f"{config.model.view_size} pixels"),
+        ("first look", f"{config.model.view_size} pixels"),
     ]
+    if config.method != "baseline":
+        data.append(("second look", f"{config.region.view_size or config.model.view_size} pixels"))
     machine = [("device", f"{results['device_count']} × {results['device']}")] if "device" in results else []
     machine += [(name, str(version)) for name, version in results.get("versions", {}).items()]
     found = [("Run", about), ("Data", data), ("Machine and versions", machine)]

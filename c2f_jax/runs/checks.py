@@ -39,16 +39,22 @@ def check(config: Any) -> None:
         )
     stride, patch = model.output_stride or strides[0], patch_of(model.backbone)
     smallest = smallest_view(model.backbone, model.output_stride)
-    if model.view_size < smallest:
+    sizes = {"model.view_size": model.view_size, "region.view_size": region.view_size or model.view_size}
+    for name, size in sizes.items():
+        if size < smallest:
+            raise UserError(
+                f"{name}={size} is less than one feature of {model.backbone}, {smallest} pixels; "
+                f"try --config.{name}={4 * max(stride, smallest)}"
+            )
+        if size % patch:
+            raise UserError(
+                f"{name}={size} is not made of whole patches of {model.backbone}, {patch} pixels; "
+                f"try --config.{name}={round(size / patch) * patch}"
+            )
+    if patch > 1 and len(set(sizes.values())) > 1:
         raise UserError(
-            f"model.view_size={model.view_size} is less than one feature of {model.backbone}, {smallest} pixels; "
-            f"try --config.model.view_size={4 * max(stride, smallest)}"
-        )
-    if model.view_size % patch:
-        whole = round(model.view_size / patch) * patch
-        raise UserError(
-            f"model.view_size={model.view_size} is not made of whole patches of {model.backbone}, {patch} pixels; "
-            f"try --config.model.view_size={whole}"
+            f"region.view_size={region.view_size}: {model.backbone} takes views of one size only, "
+            f"model.view_size={model.view_size}; set --config.region.view_size=0, or take a convolutional backbone"
         )
     if model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1")

@@ -144,6 +144,7 @@ TABLE: dict[str, Field] = {
     "augment.max_side": _SIDE,
     "augment.test_side": _SIDE,
     "augment.flip": _BOOL,
+    "augment.flip_vertical": _BOOL,
     "augment.brightness": _float(0.0, 1.0),
     "augment.saturation": _floats(2, 0.0, 10.0),
     "augment.erase": _float(0.0, 1.0),
@@ -178,6 +179,7 @@ TABLE: dict[str, Field] = {
     "region.background": _float(0.0, 1.0),
     "region.cell_offset": _float(-2.0, 2.0),
     "region.side": _float(0.0, 1.0),
+    "region.view_size": _int(0, 2048),
     "region.teach": _float(0.0, 1e3),
     "loss.center_weight": _float(0.0, 1e3),
     "loss.center_rate": _float(0.0, 1.0),
@@ -218,7 +220,7 @@ MADE_FOR = (
     *("method", "dataset.raw_size", "augment.keep_aspect", "augment.test_side", "augment.mean", "augment.std"),
     *("model.backbone", "model.output_stride", "model.view_size", "model.num_maps", "model.feature_channels"),
     *("model.feature_scale", "region.min_side", "region.max_side", "region.floor", "region.background"),
-    "region.side",
+    *("region.side", "region.view_size"),
 )
 # What else is heeded then. With which values of the other fields it was trained is not judged again.
 _HEEDED = {

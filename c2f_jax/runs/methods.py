@@ -76,6 +76,7 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
     return losses.Task(
         network=network,
         view_size=model.view_size,
+        fine_size=region.view_size or model.view_size,
         normalise=partial(
             augment.normalise,
             mean=tuple(config.augment.mean or INCEPTION.mean),
@@ -86,6 +87,7 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
             min_side=config.augment.min_side,
             max_side=config.augment.max_side,
             flip=config.augment.flip,
+            upside_down=config.augment.flip_vertical,
         ),
         random_colour=recipe.random_changes(config.augment),
         center_weight=config.loss.center_weight,

@@ -45,6 +45,7 @@ BEFORE: dict[str, Any] = {
     "train.tensorboard": False,
     "region.side": 0.0,
     "region.teach": 0.0,
+    **{"region.view_size": 0, "augment.flip_vertical": False},
     "optimizer.restart": True,
     **{"augment.erase": 0.0, "augment.mixup": 0.0, "augment.cutmix": 0.0, "loss.label_smoothing": 0.0},
     **{"model.drop_path": 0.0, "model.remat": False, "optimizer.layer_decay": 1.0, "optimizer.freeze": ""},

@@ -7,7 +7,7 @@ many, and an example that stands in it twice (the end of one epoch and the begin
 import jax
 import jax.numpy as jnp
 
-from c2f_jax.kernels import flip_horizontal
+from c2f_jax.kernels import flip_horizontal, flip_vertical
 
 # Streams of one example's key.
 CROP, COLOUR, REGION, PLACE, MIX, ERASE, DEPTH = range(7)
@@ -24,8 +24,10 @@ def stream(keys: jax.Array, number: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
-def random_boxes(keys: jax.Array, place: jax.Array, *, min_side: float, max_side: float, flip: bool) -> jax.Array:
-    """Random squares, mirrored with probability one half where `flip`.
+def random_boxes(
+    keys: jax.Array, place: jax.Array, *, min_side: float, max_side: float, flip: bool, upside_down: bool = False
+) -> jax.Array:
+    """Random squares, mirrored with probability one half where `flip`, upside down likewise.
 
     Args:
         keys: [B].
@@ -33,6 +35,7 @@ def random_boxes(keys: jax.Array, place: jax.Array, *, min_side: float, max_side
             the image is a window of a longer photo and lies in it likewise, so does the square in the photo.
         min_side, max_side: sides are U(min_side, max_side) of the image's. WS-DAN's 448 of 512 px is 0.875 for both.
         flip: mirror half of them (xmin > xmax).
+        upside_down: turn half of them upside down (ymin > ymax).
 
     Returns:
         Oriented boxes [B, 4] in raw coordinates.
@@ -43,7 +46,11 @@ def random_boxes(keys: jax.Array, place: jax.Array, *, min_side: float, max_side
         side = jax.random.uniform(side_key, minval=min_side, maxval=max_side)
         corner = place * (1.0 - side)
         box = jnp.concatenate([corner, corner + side])
-        return jnp.where(flip & jax.random.bernoulli(flip_key), flip_horizontal(box), box)
+        box = jnp.where(flip & jax.random.bernoulli(flip_key), flip_horizontal(box), box)
+        if upside_down:
+            turned = jax.random.bernoulli(jax.random.fold_in(flip_key, 1))
+            box = jnp.where(turned, flip_vertical(box), box)
+        return box
 
     return jax.vmap(one)(stream(keys, CROP), place)
 

@@ -29,7 +29,7 @@ class Task:
 
     Attributes:
         network: maps a view to logits and outputs.
-        view_size: S, in pixels.
+        view_size, fine_size: of a coarse and of a fine view, in pixels.
         normalise: views with values 0..255 -> network input.
         random_boxes: (keys [B], places [B, 2]) -> coarse boxes [B, 4] of the training views.
         random_colour: (keys [B], views) -> views changed in colour, or in parts; None for no changes.
@@ -46,6 +46,7 @@ class Task:
 
     network: nn.Module
     view_size: int
+    fine_size: int
     normalise: Callable[[jax.Array], jax.Array]
     random_boxes: Callable[[jax.Array, jax.Array], jax.Array]
     random_colour: Callable[[jax.Array, jax.Array], jax.Array] | None
@@ -111,6 +112,7 @@ def _look_twice(
         task.random_boxes(keys, batch["place"]),
         region=region,
         view_size=task.view_size,
+        fine_size=task.fine_size,
         prepare=prepare,
         train=True,
         **collections,

@@ -151,6 +151,7 @@ def predict(task: Task, params: Any, batch_stats: dict[str, Any], batch: Batch) 
         central_boxes(jnp.full((len(batch["image"]), 2), task.test_side)),
         region=task.test_region,
         view_size=task.view_size,
+        fine_size=task.fine_size,
         prepare=task.normalise,
         train=False,
     )

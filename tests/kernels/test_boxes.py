@@ -13,6 +13,7 @@ from c2f_jax.kernels import (
     compose,
     contains,
     flip_horizontal,
+    flip_vertical,
     iou,
     ordered,
     region_distribution,
@@ -62,6 +63,7 @@ def test_by_hand():
     np.testing.assert_array_equal(ordered(box), [0.25, 0.25, 0.5, 0.75])
     np.testing.assert_array_equal(flip_horizontal(box), [0.25, 0.25, 0.5, 0.75])
     np.testing.assert_array_equal(flip_horizontal(flip_horizontal(box)), box)
+    np.testing.assert_array_equal(flip_vertical(box), [0.5, 0.75, 0.25, 0.25])
     assert area(box) == 0.125
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c2f_jax.kernels import by_gather, crop_and_resize, flip_horizontal
+from c2f_jax.kernels import by_gather, crop_and_resize, flip_horizontal, flip_vertical
 from tests.kernels import make_crop_goldens, oracles, versions
 
 PADDINGS = ("edge", "constant", "symmetric", "reflect")
@@ -532,6 +532,7 @@ def test_flips_commute(seed, box, padding, way):
     image, crop = picture(8, 6, 2, seed=seed), CROPS[(4, 4), padding, *way]
     expected = crop(image, box)
     np.testing.assert_allclose(crop(image, flip_horizontal(box)), expected[:, ::-1], atol=2e-5)
+    np.testing.assert_allclose(crop(image, flip_vertical(box)), expected[::-1], atol=2e-5)
     np.testing.assert_allclose(crop(image, box[[2, 1, 0, 3]]), expected[::-1], atol=2e-5)
     mirrored = np.array([box[0], 1 - box[1], box[2], 1 - box[3]], np.float32)
     np.testing.assert_allclose(crop(image[:, ::-1], mirrored), expected, atol=2e-5)

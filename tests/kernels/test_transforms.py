@@ -86,6 +86,7 @@ CASES = {
     ),
     "drop_mask": Case(kernels.drop_mask, lambda: (rows(2, 4, 5), rows(2, seed=1))),
     "flip_horizontal": Case(kernels.flip_horizontal, lambda: (rows(3, 4),), (0,)),
+    "flip_vertical": Case(kernels.flip_vertical, lambda: (rows(3, 4),), (0,)),
     "from_aligned_corners": Case(
         partial(kernels.from_aligned_corners, image_size=(5, 6), output_size=(4, 1)), lambda: (rows(3, 4),), (0,)
     ),

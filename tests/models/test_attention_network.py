@@ -44,7 +44,7 @@ def raw_images(count=4):
     return jax.random.randint(jax.random.key(1), (count, RAW, RAW, 3), 0, 256).astype(jnp.uint8)
 
 
-def see_twice(network, params, stats, raw, *, train=True, region=learned_region, coarse_box=None):
+def see_twice(network, params, stats, raw, *, train=True, region=learned_region, coarse_box=None, fine_size=VIEW):
     return two_looks(
         network,
         params,
@@ -53,6 +53,7 @@ def see_twice(network, params, stats, raw, *, train=True, region=learned_region,
         central_boxes(jnp.ones((len(raw), 2))) if coarse_box is None else coarse_box,
         region=region,
         view_size=VIEW,
+        fine_size=fine_size,
         prepare=lambda views: views / 127.5 - 1.0,
         train=train,
     )
@@ -96,6 +97,17 @@ def test_the_region_starts_as_the_attention_above_its_floor():
     np.testing.assert_allclose(out["region"], q, rtol=1e-5)
     np.testing.assert_allclose(out["box"], soft_box(q, 1.2), rtol=1e-5)
     assert np.min(q) < 1e-3 < 0.5 / q[0].size < np.max(q)  # some of it is below, some above
+
+
+def test_the_second_look_has_its_own_size():
+    network, params, stats = make()
+    raw = raw_images()
+    same, smaller = see_twice(network, params, stats, raw), see_twice(network, params, stats, raw, fine_size=8)
+    assert (same["fine"].view.shape[1:3], smaller["fine"].view.shape[1:3]) == ((VIEW, VIEW), (8, 8))
+    np.testing.assert_array_equal(same["coarse"].logits, smaller["coarse"].logits)
+    np.testing.assert_array_equal(same["fine"].box, smaller["fine"].box)
+    shown = crop_and_resize(raw, smaller["fine"].box, 8, antialias=True) / 127.5 - 1.0
+    np.testing.assert_allclose(smaller["fine"].view, shown, atol=1e-6)
 
 
 def test_box_gradient_scale_scales_that_gradient_alone():

@@ -47,6 +47,7 @@ MUST_TRAIN = {
     "dataset.validation_fraction": (0.0, 0.5),
     "dataset.train_size": (None,),
     "dataset.test_size": (None, 1),
+    "region.view_size": (0, 8, 256),
     "augment.min_side": (0.01, 1.0),
     "augment.max_side": (1.0,),
     "augment.test_side": (0.01, 1.0),
@@ -107,7 +108,8 @@ ELSEWHERE = {
 # field. The largest value that is tried stands in MUST_TRAIN.
 OF_THE_MACHINE = {
     **{"dataset.raw_size": 4096, "dataset.train_size": 1_000_000, "dataset.test_size": 1_000_000},
-    **{"model.view_size": 2048, "train.batch_size": 65536, "train.accumulate": 65536, "train.eval_batch_size": 4096},
+    **{"model.view_size": 2048, "region.view_size": 2048},
+    **{"train.batch_size": 65536, "train.accumulate": 65536, "train.eval_batch_size": 4096},
 }
 
 

@@ -32,6 +32,18 @@ def test_boxes_lie_everywhere_inside_the_image_and_half_are_mirrored():
     assert 0.45 < np.mean(boxes[:, 1] > boxes[:, 3]) < 0.55
 
 
+def test_views_may_also_be_upside_down():
+    keys = augment.example_keys(0, jnp.int32(0), jnp.arange(2000))
+    places, settings = augment.random_places(keys), {"min_side": 0.6, "max_side": 0.9, "flip": True}
+    turned = np.asarray(augment.random_boxes(keys, places, **settings, upside_down=True))
+    upside_down, mirrored = turned[:, 0] > turned[:, 2], turned[:, 1] > turned[:, 3]
+    assert 0.45 < np.mean(upside_down) < 0.55
+    assert 0.2 < np.mean(upside_down & mirrored) < 0.3  # one says nothing of the other
+    # Places, sides and mirrors stay what they are without.
+    upright = np.asarray(augment.random_boxes(keys, places, **settings))
+    np.testing.assert_array_equal(np.where(upside_down[:, None], turned[:, [2, 1, 0, 3]], turned), upright)
+
+
 def test_colour_by_hand():
     views = jnp.array([[[[10.0, 20.0, 60.0]]]])
     keys = augment.example_keys(0, jnp.int32(0), jnp.array([0]))
