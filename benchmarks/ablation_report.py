@@ -25,13 +25,16 @@ REGIONS = {
     "shared": ", shared running statistics",
 }
 LABELS = {"iou": "IoU", "parts_inside": "parts inside"}  # beside the views
+BY_IMAGE = {"parts_inside": "parts inside (mean of images)"}  # where it was not kept how many parts an image shows
 ABSENT = "–"
 LATER = {"region.background": 0.0}  # fields that some lines are older than, with what the program did before
 
 
 class Shown(NamedTuple):
     """What a contrast takes of a row, image by image: the test region (of `REGIONS`), and a view, right or not;
-    or of the fine view's box its "area", its "iou" with the bird's or the share of visible "parts_inside"."""
+    or of the fine view's box its "area", its "iou" with the bird's or the share of visible "parts_inside". Of parts
+    each image counts for as many as it shows, as in `box/parts_inside`, or all alike where a line is too old to say how
+    many (`BY_IMAGE`)."""
 
     row: str
     region: str
@@ -62,12 +65,14 @@ class Difference(NamedTuple):
         seeds: how many.
         by_image: 95 % interval by the bootstrap over images and seeds.
         by_seed: 95 % interval by Student's t over the seeds' means; None for one seed.
+        weighted: whether images count for as many parts as they show, and not all alike.
     """
 
     mean: float
     seeds: int
     by_image: tuple[float, float]
     by_seed: tuple[float, float] | None
+    weighted: bool = False
 
 
 def read_records(path: Path) -> Records:
@@ -102,11 +107,14 @@ def unpack(text: str, count: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
 
 
-def paired_bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES) -> tuple[float, float]:
+def paired_bootstrap(
+    differences: np.ndarray, weights: np.ndarray | None = None, *, resamples: int = RESAMPLES
+) -> tuple[float, float]:
     """The 95 % interval of the mean over seeds and images, both drawn with replacement.
 
     Args:
         differences: [S, N], one model's correctness (or box) minus the other's on the same seed and image.
+        weights: of the images in each mean, [N] above 0; None for equal ones.
         resamples: how many means to draw.
 
     Returns:
@@ -118,10 +126,12 @@ def paired_bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES) -> 
     """
     rng = np.random.default_rng(0)
     seeds, images = differences.shape
-    means = [
-        differences[rng.integers(seeds, size=seeds)].mean(axis=0)[rng.integers(images, size=images)].mean()
-        for _ in range(resamples)
-    ]
+    weights = np.ones(images) if weights is None else weights
+
+    def mean(rows: np.ndarray, columns: np.ndarray) -> float:
+        return np.average(differences[rows].mean(axis=0)[columns], weights=weights[columns])
+
+    means = [mean(rng.integers(seeds, size=seeds), rng.integers(images, size=images)) for _ in range(resamples)]
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
@@ -143,22 +153,38 @@ def shown_values(record: Mapping[str, Any], shown: Shown) -> np.ndarray | None:
     return None if packed is None else np.frombuffer(bytes.fromhex(packed), np.uint8) / 255
 
 
+def parts_visible(records: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """How many parts each image shows, [N]; None if one of the lines does not say, or another than the first."""
+    packed = {record.get("parts_visible") for record in records}
+    (text,) = packed if len(packed) == 1 else (None,)
+    return None if text is None else np.frombuffer(bytes.fromhex(text), np.uint8).astype(np.float64)
+
+
 def difference(records: Records, contrast: Contrast, *, resamples: int = RESAMPLES) -> Difference | None:
     """The contrast on the seeds that both rows have; None where there is no such seed."""
     one, other = (
-        {seed: shown_values(record, shown) for (name, seed), record in records.items() if name == shown.row}
+        {seed: (shown_values(record, shown), record) for (name, seed), record in records.items() if name == shown.row}
         for shown in contrast[1:]
     )
-    pairs = [(one[seed], other[seed]) for seed in sorted(one.keys() & other.keys())]
-    differences = [first - second for first, second in pairs if first is not None and second is not None]
+    differences, compared = [], []
+    for seed in sorted(one.keys() & other.keys()):
+        (first, of_first), (second, of_second) = one[seed], other[seed]
+        if first is not None and second is not None:
+            differences.append(first - second)
+            compared += [of_first, of_second]
     if not differences:
         return None
     stacked = np.stack(differences)
+    weights = parts_visible(compared) if contrast.one.view == "parts_inside" else None
+    if weights is not None:
+        stacked, weights = stacked[:, weights > 0], weights[weights > 0]
+    means = np.average(stacked, axis=1, weights=weights)
     return Difference(
-        float(stacked.mean()),
+        float(means.mean()),
         len(stacked),
-        paired_bootstrap(stacked, resamples=resamples),
-        t_interval(stacked.mean(axis=1)) if len(stacked) > 1 else None,
+        paired_bootstrap(stacked, weights, resamples=resamples),
+        t_interval(means) if len(stacked) > 1 else None,
+        weights is not None,
     )
 
 
@@ -259,7 +285,8 @@ def _origin(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _contrast(contrast: Contrast, outcome: Difference | None) -> list[str]:
-    sides = [f"`{side.row}` {LABELS.get(side.view, side.view)}{REGIONS[side.region]}" for side in contrast[1:]]
+    labels = LABELS if outcome is None or outcome.weighted else LABELS | BY_IMAGE
+    sides = [f"`{side.row}` {labels.get(side.view, side.view)}{REGIONS[side.region]}" for side in contrast[1:]]
     if outcome is None:
         return [contrast.name, *sides, ABSENT, ABSENT, ABSENT, "0", "not run"]
 

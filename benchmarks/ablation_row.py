@@ -2,8 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,25 +14,25 @@ import numpy as np
 from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
-from c2f_jax.evaluation.metrics import Sums, finalise, merge
-from c2f_jax.kernels import area, compose, contains, invert, iou
+from c2f_jax.evaluation.metrics import Sums, finalise, masked, merge
+from c2f_jax.kernels import area, compose, contains, invert, iou, soft_box
 from c2f_jax.models.two_looks import (
     Look,
-    Region,
     attention_over_image,
     central_boxes,
     learned_region,
     log_probabilities,
+    look,
     two_looks,
 )
 from c2f_jax.runs.build import Run, build
 from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.loop import environment, train_and_evaluate
-from c2f_jax.training.losses import Task
-from c2f_jax.training.steps import predict
+from c2f_jax.training.losses import Batch, Task
 
-CENTRAL_SIDES = tuple(i / 10 for i in range(4, 11))  # of the coarse view
-KAPPAS = tuple(round(1.7 + 0.3 * i, 1) for i in range(8))  # 1.7 to 3.8: of the box of the attention
+# What the validation part chooses from; `regions_of` gives each a name.
+CENTRAL = {i / 10: f"central {i / 10}" for i in range(4, 11)}  # by side, of the coarse view
+RESIZED = {kappa: f"resized {kappa}" for kappa in (1.7, 2.0, 2.3, 2.6, 2.9, 3.2, 3.5, 3.8)}
 MAP_SIZE = 128  # cells a side of the mean attention over the image, for MaxBoxAccV2
 OF_BOXES = ("area", "iou", "parts_inside")  # known by image
 FOLLOWED = (  # over training
@@ -42,21 +41,43 @@ FOLLOWED = (  # over training
     *(f"box/{name}" for name in ("mean_area", "mean_iou", "parts_inside")),
     "attention/overlap",
 )
+REGIONS = ("own", "central", "object", "attention", "shared", "resized")  # of the second look in tests
+Found = tuple[Sums, dict[str, jax.Array]]  # of a batch: sums of its metrics, and what is known by example
+Looks = Callable[[Any, Batch, Iterable[str]], dict[str, Found]]  # batch statistics, batch, names -> by name
+
+
+class First(NamedTuple):
+    """The first look at a batch, and what follows from it before any second one.
+
+    Attributes:
+        coarse: its box in raw coordinates.
+        boxes: of `regions_of`.
+        overlaps: with the annotated boxes, of each of these.
+        attention: over the image, [B, MAP_SIZE, MAP_SIZE]; None without attention or annotated boxes.
+    """
+
+    coarse: Look
+    boxes: dict[str, jax.Array | None]
+    overlaps: Sums
+    attention: jax.Array | None
 
 
 class Part(NamedTuple):
-    """What was measured on a part of the data.
+    """What was measured on a part of the data under a region.
 
     Attributes:
-        metrics: as in `results.json`.
+        metrics: as in `results.json`; `box/parts_inside` is the share of all visible parts.
         right: by view, bool [N] in the part's order.
-        boxes: of the fine view's box, by what is known of it, [N] in 0 to 1; as in `look`.
+        boxes: of the fine view's box, by what is known of it, [N] in 0 to 1; as in `second_look`.
+        visible: how many parts of each image are, int [N]: the weights with which the mean of `boxes["parts_inside"]`
+            is that of `metrics`. None where parts are not known.
         map_ious: best overlap by image and threshold [N, T], or None without attention or boxes.
     """
 
     metrics: dict[str, float]
     right: dict[str, np.ndarray]
     boxes: dict[str, np.ndarray]
+    visible: np.ndarray | None
     map_ious: np.ndarray | None
 
     def line(self) -> dict[str, Any]:
@@ -86,7 +107,9 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         "shared" (the model's own box, but running statistics that both kinds of view share; None without a fine stage).
         With them, by image in test order and in hexadecimal: `right`, whether the likeliest class was the true one by
         each view, eight to a byte, first bit highest, filled up with zeros; `area`, `iou` and `parts_inside` of the
-        fine view's box in 255ths, a byte each, as far as they are known.
+        fine view's box in 255ths, a byte each, as far as they are known. Beside the regions `parts_visible`, a byte
+        for each image (None where parts are not known; older lines lack it): its weight in `box/parts_inside`, which
+        counts parts and not images.
 
     Raises:
         ValueError: without a validation part.
@@ -96,34 +119,27 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
     run = build(config)
     if not len(run.splits.validation):
         raise ValueError("the central box and the thresholds are chosen on a validation part; there is none")
-    step, read = read_latest(workdir, run.abstract_model)
-    params, batch_stats = read["params"], read["batch_stats"]
+    step, model = read_latest(workdir, run.abstract_model)
+    looks = looks_of(run.task, model["params"])
 
-    own = partial(jax.jit(partial(look, run.task)), params, batch_stats)
-    central = partial(jax.jit(partial(look_at_centre, run.task)), params, batch_stats)
-    side, chosen_by = choose_side(run, central)
-    validation, test = (measure(run.evaluation_batches(part), own) for part in (run.splits.validation, run.splits.test))
-    fixed = measure(run.evaluation_batches(run.splits.test), partial(central, side))
-    mapping = params.get("inverse_mapping", {})
-    known, resized, kappa, by_kappa = None, None, None, {}
-    if "box" in run.splits.test[0]:
-        at_object = partial(jax.jit(partial(look_at_object, run.task)), params, batch_stats)
-        known = measure(run.evaluation_batches(run.splits.test), at_object)
-        if "kappa" in mapping:
-            at_kappa = partial(jax.jit(partial(look_at_attention, run.task)), params, batch_stats)
-            kappa, by_kappa = choose_kappa(run, at_kappa)
-            resized = measure(run.evaluation_batches(run.splits.test), partial(at_kappa, kappa))
-    soft = None
-    if config.method == "wsdan":
-        at_attention = partial(jax.jit(partial(look_at, run.task, region=learned_region)), params, batch_stats)
-        soft = measure(run.evaluation_batches(run.splits.test), at_attention)
-    shared = None
-    if run.stages[-1].name == "fine":
-        with_shared = partial(jax.jit(partial(look, run.task)), params, share_statistics(batch_stats))
-        shared = measure(run.evaluation_batches(run.splits.test), with_shared)
-    boxes = None
-    if validation.map_ious is not None and test.map_ious is not None:
-        boxes = max_box_accuracy(validation.map_ious, test.map_ious)._asdict()
+    validation = on_validation(run, looks, model["batch_stats"])
+    by_side = {side: validation[name].metrics for side, name in CENTRAL.items()}
+    # Of equals the one of least loss.
+    side = max(by_side, key=lambda side: (by_side[side]["fused/top_1_accuracy"], -by_side[side]["fused/loss"]))
+    overlaps = validation["overlaps"].metrics
+    by_kappa = {kappa: overlaps[name] for kappa, name in RESIZED.items() if name in overlaps}
+    kappa = max(by_kappa, key=by_kappa.__getitem__, default=None)
+
+    test = on_test(run, looks, model["batch_stats"], side=side, kappa=kappa)
+    regions = dict.fromkeys(REGIONS) | {name: part.line() for name, part in test.items()}
+    accuracies = {str(side): metrics["fused/top_1_accuracy"] for side, metrics in by_side.items()}
+    regions["central"] = {"side": side, "validation_by_side": accuracies, **regions["central"]}
+    if kappa is not None:
+        by_name = {str(kappa): overlap for kappa, overlap in by_kappa.items()}
+        regions["resized"] = {"kappa": kappa, "validation_by_kappa": by_name, **regions["resized"]}
+    chosen_by, known = validation["own"].map_ious, test["own"].map_ious
+    boxes = None if chosen_by is None or known is None else max_box_accuracy(chosen_by, known)._asdict()
+    mapping, visible = model["params"].get("inverse_mapping", {}), test["own"].visible
     per_step = config.train.batch_size / len(run.splits.train)
     return {
         **source,
@@ -138,18 +154,12 @@ def train_and_measure(config: Any, workdir: Path, *, root: Path) -> dict[str, An
         "train_views": sum(stage.steps * views_of(stage.name, config) for stage in run.stages) * per_step,
         "parameters": results["parameters"],
         "kappa": float(jax.nn.softplus(mapping["kappa"])) if "kappa" in mapping else None,
-        "overlap_at_start": overlap_at_start(run),
+        "overlap_at_start": validation["untrained"].metrics.get("attention/overlap"),
         "history": history(workdir),
         "max_box_accuracy": boxes,
-        "validation": validation.metrics,
-        "regions": {
-            "own": test.line(),
-            "central": {"side": side, "validation_by_side": chosen_by, **fixed.line()},
-            "object": None if known is None else known.line(),
-            "attention": None if soft is None else soft.line(),
-            "shared": None if shared is None else shared.line(),
-            "resized": None if resized is None else {"kappa": kappa, "validation_by_kappa": by_kappa, **resized.line()},
-        },
+        "validation": validation["own"].metrics,
+        "parts_visible": None if visible is None else visible.astype(np.uint8).tobytes().hex(),
+        "regions": regions,
     }
 
 
@@ -158,21 +168,43 @@ def views_of(stage: str, config: Any) -> int:
     return {"coarse": 1, "fine": 3 if config.loss.drop_view else 2, "wsdan": 3}[stage]
 
 
-def overlap_at_start(run: Run) -> float | None:
-    """`attention/overlap` on the validation part before the first step; None without attention maps.
+def on_validation(run: Run, looks: Looks, batch_stats: Any) -> dict[str, Part]:
+    """All that is told of the validation part: "own", and of `looks_of` what the best side and kappa are chosen by;
+    and "untrained", the first look before the first step.
 
-    Each batch is normalised by its own statistics, as in training's first step: running ones have seen no view yet.
+    That one is normalised batch by batch by its own statistics, as in training's first step: running ones have seen no
+    view yet.
     """
     state = run.create_state()
 
     @jax.jit
-    def sums_of(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> Sums:
+    def untrained(params: Any, batch_stats: Any, batch: Batch) -> Sums:
         return metric_sums(look_untrained(run.task, params, batch_stats, batch), batch)
 
-    total: Sums | None = None
-    for batch in run.evaluation_batches(run.splits.validation):
-        total = merge(total, sums_of(state.params, state.batch_stats, batch))
-    return finalise(total or {}).get("attention/overlap")
+    def step(batch: Batch) -> dict[str, Found]:
+        found = looks(batch_stats, batch, ("own", *CENTRAL.values(), "overlaps"))
+        return found | {"untrained": (untrained(state.params, state.batch_stats, batch), {})}
+
+    return measure(run.evaluation_batches(run.splits.validation), step)
+
+
+def on_test(run: Run, looks: Looks, batch_stats: Any, *, side: float, kappa: float | None) -> dict[str, Part]:
+    """The test part under those of `REGIONS` that there are; kappa: None for no "resized"."""
+    names = {"own": "own", "central": CENTRAL[side], "object": "object"}
+    if kappa is not None:
+        names["resized"] = RESIZED[kappa]
+    if run.config.method == "wsdan":
+        names["attention"] = "attention"
+    shared = share_statistics(batch_stats) if run.stages[-1].name == "fine" else None
+
+    def step(batch: Batch) -> dict[str, Found]:
+        looked = looks(batch_stats, batch, names.values())
+        found = {region: looked[name] for region, name in names.items() if name in looked}
+        if shared is not None:
+            found["shared"] = looks(shared, batch, ("own",))["own"]
+        return found
+
+    return measure(run.evaluation_batches(run.splits.test), step)
 
 
 def share_statistics(batch_stats: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +214,7 @@ def share_statistics(batch_stats: dict[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(batch_stats, mean)
 
 
-def look_untrained(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> dict[str, Look]:
+def look_untrained(task: Task, params: Any, batch_stats: Any, batch: Batch) -> dict[str, Look]:
     """The coarse look in tests before the first step, normalised by the statistics of the batch itself."""
     return two_looks(
         task.network,
@@ -212,108 +244,143 @@ def history(workdir: Path) -> dict[str, list[dict[str, float]]]:
     }
 
 
-def look(task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> tuple[Sums, dict[str, jax.Array]]:
-    """All metrics of a batch, and by example: "right/<view>" bool [B]; of the fine view's box, where there is one, its
-    `area` [B], and where they are known its `iou` with the object's and the share of visible `parts_inside` (0 where
-    none is visible); and with attention maps `attention` over the image.
+def regions_of(task: Task, coarse: Look, batch: Batch) -> dict[str, jax.Array | None]:
+    """Where a second look can be taken, by name: boxes [B, 4] in raw coordinates.
+
+    "own" by the task's rule (None for no second look); those of `CENTRAL`, squares in the middle of the coarse view;
+    with annotated boxes "object", which is what a perfect localisation would give this network; with an inverse mapping
+    "attention", Coarse2Fine's box, and, if it knows a kappa, those of `RESIZED`, the same with other kappas.
 
     Args:
-        task: what is evaluated, with its own rule for the second look.
+        task: what looks.
+        coarse: the first look, its box in raw coordinates.
+        batch: as for `eval_step`.
+    """
+    view, out = coarse.box, coarse.out
+    boxes = {"own": None if task.test_region is None else task.test_region(out, view)}
+    for side, name in CENTRAL.items():
+        boxes[name] = compose(view, central_boxes(jnp.full((len(view), 2), side)))
+    if "box" in batch:
+        boxes["object"] = compose(view, object_boxes(task, batch))
+    if "region" in out:
+        boxes["attention"] = learned_region(out, view, side=task.side)
+    if "region" in out and not task.side:
+        network: Any = task.network
+        limits = {name: getattr(network, name) for name in ("min_side", "max_side", "cell_offset")}
+        for kappa, name in RESIZED.items():
+            boxes[name] = compose(view, soft_box(out["region"], kappa, **limits))
+    return boxes
+
+
+def first_look(task: Task, params: Any, batch_stats: Any, batch: Batch) -> First:
+    """The first look in tests, and where second ones can be taken.
+
+    Args:
+        task: what looks.
         params, batch_stats: of the train state.
         batch: as for `eval_step`.
     """
-    looks = predict(task, params, batch_stats, batch)
+    view = central_boxes(jnp.full((len(batch["image"]), 2), task.test_side))
+    coarse = look(task.network, params, batch_stats["coarse"], batch["image"], view, **_shown(task))
+    boxes, overlaps, attention = regions_of(task, coarse, batch), {}, None
+    if "box" in batch:
+        for name, box in boxes.items():
+            if box is not None:
+                overlaps[name] = masked(iou(compose(batch["window"], box), batch["box"]), batch["mask"])
+        if "attention_maps" in coarse.out:
+            attention = attention_over_image(_in_photo(coarse, batch), MAP_SIZE)
+    return First(coarse, boxes, overlaps, attention)
+
+
+def second_look(
+    task: Task, params: Any, batch_stats: Any, batch: Batch, coarse: Look, boxes: jax.Array | None
+) -> Found:
+    """All metrics of a batch, and by example: "right/<view>" bool [B]; of the fine view's box, where there is one, its
+    `area` [B], and where they are known its `iou` with the object's and the share of visible `parts_inside` (0 where
+    none is visible); where parts are known how many are `visible` [B].
+
+    Args:
+        task, params, batch_stats, batch: as for `first_look`.
+        coarse: its first look.
+        boxes: where to look again, [B, 4] in raw coordinates; None looks once.
+    """
+    looks = {"coarse": coarse}
+    if boxes is not None:
+        looks["fine"] = look(task.network, params, batch_stats["fine"], batch["image"], boxes, **_shown(task))
+    looks = {name: _in_photo(seen, batch) for name, seen in looks.items()}
     examples = {f"right/{view}": rank(values, batch["label"]) < 1 for view, values in log_probabilities(looks).items()}
+    visible = batch.get("part_visible")
+    if visible is not None:
+        examples["visible"] = jnp.sum(visible > 0, axis=-1)
     if "fine" in looks:
         box = looks["fine"].box
         examples["area"] = area(box)
         if "box" in batch:
             examples["iou"] = iou(box, batch["box"])
-        if "parts" in batch:
-            visible = batch["part_visible"]
+        if visible is not None:
             inside = jnp.sum(contains(box, batch["parts"]) * visible, axis=-1)
             examples["parts_inside"] = inside / jnp.maximum(jnp.sum(visible, axis=-1), 1)
-    if "attention_maps" in looks["coarse"].out:
-        examples["attention"] = attention_over_image(looks["coarse"], MAP_SIZE)
     return metric_sums(looks, batch), examples
 
 
-def look_at(
-    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array], *, region: Region
-) -> tuple[Sums, dict[str, jax.Array]]:
-    """`look` with a second look by another rule than the task's; without attention."""
-    sums, examples = look(replace(task, test_region=region), params, batch_stats, batch)
-    return sums, {name: values for name, values in examples.items() if name != "attention"}
+def looks_of(task: Task, params: Any) -> Looks:
+    """Takes one first look at a batch for all second ones: (batch statistics, batch, names) -> what was found, of those
+    names of `regions_of` that there are; "own" with the `attention` over the image, where `First` has it. "overlaps" is
+    of all regions, and takes no second look.
+
+    Compiled once for all regions.
+    """
+    first, second = (jax.jit(partial(of, task)) for of in (first_look, second_look))
+
+    def looks(batch_stats: Any, batch: Batch, names: Iterable[str]) -> dict[str, Found]:
+        coarse, boxes, overlaps, attention = first(params, batch_stats, batch)
+        found = {name: second(params, batch_stats, batch, coarse, boxes[name]) for name in names if name in boxes}
+        if "own" in found and attention is not None:
+            found["own"][1]["attention"] = attention
+        if "overlaps" in names:
+            found["overlaps"] = (overlaps, {})
+        return found
+
+    return looks
 
 
-def look_at_centre(
-    task: Task, params: Any, batch_stats: Any, side: jax.Array, batch: dict[str, jax.Array]
-) -> tuple[Sums, dict[str, jax.Array]]:
-    """`look_at` the middle of the coarse view, `side` of it long (an argument: compiled once)."""
-    boxes = central_boxes(jnp.full((len(batch["label"]), 2), side))
-    return look_at(task, params, batch_stats, batch, region=lambda out, view: compose(view, boxes))
+def _shown(task: Task) -> dict[str, Any]:
+    return {"view_size": task.view_size, "prepare": task.normalise, "train": False}
 
 
-def look_at_attention(
-    task: Task, params: Any, batch_stats: Any, kappa: jax.Array, batch: dict[str, jax.Array]
-) -> tuple[Sums, dict[str, jax.Array]]:
-    """`look_at` Coarse2Fine's box with another kappa (an argument: compiled once)."""
-    mapping = {**params["inverse_mapping"], "kappa": jnp.log(jnp.expm1(kappa))}  # softplus makes it kappa
-    return look_at(task, {**params, "inverse_mapping": mapping}, batch_stats, batch, region=learned_region)
+def _in_photo(seen: Look, batch: Batch) -> Look:
+    """The same with its box in the photo's coordinates, in which annotations are."""
+    return seen._replace(box=compose(batch["window"], seen.box))
 
 
-def look_at_object(
-    task: Task, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
-) -> tuple[Sums, dict[str, jax.Array]]:
-    """`look_at` the object's annotated box: what a perfect localisation would give this network."""
-    boxes = object_boxes(task, batch)
-    return look_at(task, params, batch_stats, batch, region=lambda out, view: compose(view, boxes))
-
-
-def object_boxes(task: Task, batch: dict[str, jax.Array]) -> jax.Array:
+def object_boxes(task: Task, batch: Batch) -> jax.Array:
     """The annotated boxes [B, 4] in the coordinates of the coarse view in tests."""
     view = compose(batch["window"], central_boxes(jnp.full((len(batch["image"]), 2), task.test_side)))
     return compose(invert(view), batch["box"])
 
 
-def measure(batches: Iterable[dict[str, jax.Array]], step: Any) -> Part:
-    """All of a part: sums of the metrics, and what is known by example, without the filling. step: batch -> `look`."""
-    total: Sums | None = None
-    found: dict[str, list[np.ndarray]] = {}
+def measure(batches: Iterable[Batch], step: Callable[[Batch], dict[str, Found]]) -> dict[str, Part]:
+    """All of a part, by the names that `step` finds something under: sums of the metrics, and what is known by example,
+    without the filling. Each batch is made once for all of them."""
+    sums: dict[str, Sums] = {}
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
     for batch in batches:
-        sums, examples = step(batch)
-        total = merge(total, sums)
         counted = np.asarray(batch["mask"]) > 0
-        examples = {name: np.asarray(values)[counted] for name, values in examples.items()}
-        if "attention" in examples:
-            maps = examples.pop("attention")
-            if "box" in batch:
-                examples["map_ious"] = best_ious(maps, np.asarray(batch["box"])[counted])
-        for name, values in examples.items():
-            found.setdefault(name, []).append(values)
+        for name, (more, examples) in step(batch).items():
+            sums[name] = merge(sums.get(name), more)
+            for about, values in examples.items():
+                kept = np.asarray(values)[counted]
+                if about == "attention":
+                    about, kept = "map_ious", best_ious(kept, np.asarray(batch["box"])[counted])
+                found.setdefault(name, {}).setdefault(about, []).append(kept)
+    return {name: _part(of, found.get(name, {})) for name, of in sums.items()}
+
+
+def _part(sums: Sums, found: dict[str, list[np.ndarray]]) -> Part:
     whole = {name: np.concatenate(values) for name, values in found.items()}
     right = {name.removeprefix("right/"): values for name, values in whole.items() if name.startswith("right/")}
     boxes = {name: whole[name] for name in OF_BOXES if name in whole}
-    return Part(finalise(total or {}), right, boxes, whole.get("map_ious"))
-
-
-def choose_side(run: Run, step: Any) -> tuple[float, dict[str, float]]:
-    """(the side of most fused validation accuracy, of equals the one of least loss; accuracies by side)."""
-    found = {
-        side: measure(run.evaluation_batches(run.splits.validation), partial(step, side)).metrics
-        for side in CENTRAL_SIDES
-    }
-    best = max(found, key=lambda side: (found[side]["fused/top_1_accuracy"], -found[side]["fused/loss"]))
-    return best, {str(side): metrics["fused/top_1_accuracy"] for side, metrics in found.items()}
-
-
-def choose_kappa(run: Run, step: Any) -> tuple[float, dict[str, float]]:
-    """(the kappa whose boxes overlap most with the annotated ones on the validation part; mean IoU by kappa)."""
-    found = {
-        kappa: measure(run.evaluation_batches(run.splits.validation), partial(step, kappa)).metrics["box/mean_iou"]
-        for kappa in KAPPAS
-    }
-    return max(found, key=found.__getitem__), {str(kappa): overlap for kappa, overlap in found.items()}
+    return Part(finalise(sums), right, boxes, whole.get("visible"), whole.get("map_ious"))
 
 
 def source_state(root: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from benchmarks.ablation_report import (
     Difference,
     Group,
     Shown,
+    _contrast,
     difference,
     of_row,
     paired_bootstrap,
@@ -27,18 +28,18 @@ from benchmarks.ablation_report import (
     write_report,
 )
 from benchmarks.ablation_row import (
-    KAPPAS,
+    CENTRAL,
     OF_BOXES,
+    RESIZED,
     Part,
-    look,
-    look_at,
-    look_at_attention,
+    first_look,
+    looks_of,
+    measure,
     share_statistics,
     train_and_measure,
     views_of,
 )
-from c2f_jax.evaluation.metrics import finalise
-from c2f_jax.models.two_looks import learned_region
+from c2f_jax.kernels import area
 from c2f_jax.runs.build import build
 from configs import cub50_lite0
 from tests.tiny import tiny_config
@@ -55,7 +56,7 @@ def line(name, seed, *, coarse, fused=None, boxes=None, overrides=None):
             metrics[f"{view}/top_1_accuracy"] = float(np.mean(right))
             metrics |= {f"{view}/{name}": 0.5 for name in ("mean_per_class_accuracy", "top_5_accuracy")}
             metrics |= {f"{view}/calibration_error": 0.25, f"{view}/loss": 1.5}
-        return Part(metrics, views, boxes or {}, None).line()
+        return Part(metrics, views, boxes or {}, None, None).line()
 
     looks = {"coarse": coarse} if fused is None else {"coarse": coarse, "fine": ~coarse, "fused": fused}
     twice = {"coarse": coarse, "fine": coarse, "fused": coarse}
@@ -81,9 +82,11 @@ def right(count):
 
 def test_right_answers_go_through_the_lines():
     views = {"coarse": np.random.default_rng(0).random(IMAGES) > 0.5}
-    packed = Part({}, views, {}, None).line()
+    packed = Part({}, views, {}, None, None).line()
     np.testing.assert_array_equal(unpack(packed["right"]["coarse"], IMAGES), views["coarse"])
-    packed = Part({}, {"a": np.array([True, False, False, True])}, {"iou": np.array([0.0, 1.0, 0.2])}, None).line()
+    packed = Part(
+        {}, {"a": np.array([True, False, False, True])}, {"iou": np.array([0.0, 1.0, 0.2])}, None, None
+    ).line()
     assert packed == {"metrics": {}, "right": {"a": "90"}, "iou": "00ff33"}
 
 
@@ -125,6 +128,30 @@ def test_a_contrast_of_boxes():
     got = difference(records, contrast, resamples=50)
     assert (got.seeds, got.by_seed) == (1, None)
     assert (got.mean, *got.by_image) == pytest.approx((0.2, 0.2, 0.2), abs=1 / 255)
+
+
+def test_a_contrast_of_parts_counts_parts():
+    """As `box/parts_inside` does; where a line is too old to say how many there were, images, and says so."""
+    inside, visible = np.where(right(7), 1.0, 0.2), np.where(right(7), 1, 3) * ~(np.arange(IMAGES) == 20)
+
+    def contrasted(*known):
+        records = {("a", seed): line("a", seed, coarse=right(9), boxes={"parts_inside": inside}) for seed in (0, 1)}
+        records |= {
+            ("b", seed): line("b", seed, coarse=right(9), boxes={"parts_inside": 0 * inside}) for seed in (0, 1)
+        }
+        for key in known:
+            records[key]["parts_visible"] = visible.astype(np.uint8).tobytes().hex()
+        contrast = Contrast("", Shown("a", "own", "parts_inside"), Shown("b", "own", "parts_inside"))
+        return contrast, difference(records, contrast, resamples=400)
+
+    contrast, got = contrasted(("a", 0), ("a", 1), ("b", 0), ("b", 1))
+    assert got.mean == pytest.approx((7 + 13 * 3 * 0.2) / (7 + 13 * 3)) and got.by_seed == pytest.approx(
+        (got.mean,) * 2
+    )
+    assert got.by_image[0] < got.mean < got.by_image[1] and "mean of images" not in "".join(_contrast(contrast, got))
+    contrast, got = contrasted(("a", 0), ("a", 1), ("b", 0))
+    assert got.mean == pytest.approx((7 + 14 * 0.2) / IMAGES)
+    assert "parts inside (mean of images)" in _contrast(contrast, got)[1]
 
 
 @pytest.mark.parametrize(
@@ -260,13 +287,11 @@ def test_wsdan_can_look_where_coarse2fine_does():
     wsdan, ours = build(tiny_config(method="wsdan")), build(tiny_config())
     state = wsdan.create_state()
     batch = next(iter(wsdan.evaluation_batches(wsdan.splits.test)))
-
-    def fine_area(of, task):
-        return finalise(of(task, state.params, state.batch_stats, batch)[0])["box/mean_area"]
-
-    got = fine_area(partial(look_at, region=learned_region), wsdan.task)
-    assert got == pytest.approx(fine_area(look, ours.task), rel=1e-5)
-    assert abs(got - fine_area(look, wsdan.task)) > 0.01
+    theirs, mine = (
+        jax.jit(partial(first_look, run.task))(state.params, state.batch_stats, batch) for run in (wsdan, ours)
+    )
+    np.testing.assert_allclose(theirs.boxes["attention"], mine.boxes["own"], atol=1e-6)
+    assert np.max(np.abs(theirs.boxes["attention"] - theirs.boxes["own"])) > 0.01
 
 
 def test_shared_statistics_by_hand():
@@ -279,14 +304,30 @@ def test_shared_statistics_by_hand():
 
 def test_kappa_alone_sizes_the_box():
     """The network's own gives its own box, half of it a smaller one."""
-    run = build(tiny_config())
+    kappa = 3.2
+    run = build(tiny_config(region__kappa=kappa, region__max_side=1.0))
     state = run.create_state()
     batch = next(iter(run.evaluation_batches(run.splits.test)))
-    own = float(jax.nn.softplus(state.params["inverse_mapping"]["kappa"]))
-    at = partial(look_at_attention, run.task, state.params, state.batch_stats)
-    areas = [finalise(at(kappa, batch)[0])["box/mean_area"] for kappa in (own, own / 2)]
-    expected = finalise(look(run.task, state.params, state.batch_stats, batch)[0])["box/mean_area"]
-    assert areas[0] == pytest.approx(expected, rel=1e-5) and areas[1] < areas[0] - 0.01
+    boxes = jax.jit(partial(first_look, run.task))(state.params, state.batch_stats, batch).boxes
+    np.testing.assert_allclose(boxes[RESIZED[kappa]], boxes["own"], atol=1e-6)
+    assert np.all(area(boxes[RESIZED[1.7]]) < area(boxes["own"]) - 0.01)
+
+
+def test_a_line_says_how_many_parts_each_image_shows():
+    run = build(tiny_config())
+    state = run.create_state()
+    looks = looks_of(run.task, state.params)
+
+    def step(batch):
+        hidden = np.arange(batch["part_visible"].size).reshape(batch["part_visible"].shape) % 7 < 3
+        batch = batch | {"part_visible": batch["part_visible"] * ~hidden}
+        return looks(state.batch_stats, batch, [CENTRAL[0.7]])
+
+    (part,) = measure(run.evaluation_batches(run.splits.test), step).values()
+    inside = part.boxes["parts_inside"]
+    expected = np.sum(inside * part.visible) / np.sum(part.visible)
+    assert part.metrics["box/parts_inside"] == pytest.approx(expected, rel=1e-6)
+    assert abs(np.mean(inside) - expected) > 1e-3 and len(set(part.visible)) > 1
 
 
 @pytest.mark.slow
@@ -314,7 +355,7 @@ def test_a_finished_run_is_measured(finished, tmp_path):
             for name, metric in (("area", "mean_area"), ("iou", "mean_iou"), ("parts_inside", "parts_inside")):
                 assert np.mean(known[name]) == pytest.approx(region["metrics"][f"box/{metric}"], abs=1 / 255)
     sides = central["validation_by_side"]
-    assert len(sides) == 7 and sides[str(central["side"])] == max(sides.values())
+    assert len(sides) == len(CENTRAL) == 7 and sides[str(central["side"])] == max(sides.values())
     assert 0.0 < got["overlap_at_start"] <= 1.0
     validation = got["history"]["validation"]
     assert [entry["step"] for entry in validation] == [5, 10, 15, 20] and 0 < validation[-1]["box/mean_iou"] < 1
@@ -323,10 +364,11 @@ def test_a_finished_run_is_measured(finished, tmp_path):
     assert got["regions"]["object"]["metrics"]["box/mean_iou"] == pytest.approx(1.0, abs=1e-5)
     assert got["regions"]["object"]["metrics"]["box/parts_inside"] > 0.9
     assert got["regions"]["attention"] is None  # its own box is that already
+    assert set(bytes.fromhex(got["parts_visible"])) == {4}
     assert got["regions"]["shared"]["metrics"] != own["metrics"]
     resized = got["regions"]["resized"]
     overlaps = resized["validation_by_kappa"]
-    assert len(overlaps) == len(KAPPAS) and overlaps[str(resized["kappa"])] == max(overlaps.values())
+    assert len(overlaps) == len(RESIZED) and overlaps[str(resized["kappa"])] == max(overlaps.values())
     # A central box of side s in the coarse view, which is the whole image here.
     assert central["metrics"]["box/mean_area"] == pytest.approx(central["side"] ** 2, abs=1e-5)
     assert 0.0 <= got["max_box_accuracy"]["value"] <= 1.0

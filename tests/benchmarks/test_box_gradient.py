@@ -1,13 +1,10 @@
 """How far the box's gradient sees: by hand, and on a tiny run, where a short enough step must go as promised."""
 
-from functools import partial
-
-import jax
 import numpy as np
 import pytest
 
 from benchmarks import box_gradient
-from benchmarks.ablation_row import look_at_object, measure
+from benchmarks.ablation_row import looks_of, measure
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import read_latest
 from tests.tiny import tiny_config
@@ -46,8 +43,9 @@ def test_a_short_step_goes_as_promised(finished, monkeypatch):
 
     # At the end of the way the loss is that of a second look at the annotated boxes.
     _, read = read_latest(workdir, run.abstract_model)
-    model = read["params"], read["batch_stats"]
-    at_object = partial(jax.jit(partial(look_at_object, run.task)), *model)
-    there = measure(run.evaluation_batches(run.splits.test), at_object)
-    change = there.metrics["fine/loss"] - results["fine/loss"]
+    looks = looks_of(run.task, read["params"])
+    there = measure(
+        run.evaluation_batches(run.splits.test), lambda batch: looks(read["batch_stats"], batch, ["object"])
+    )
+    change = there["object"].metrics["fine/loss"] - results["fine/loss"]
     assert abs(change) > 1e-3 and all_the_way["change"] == pytest.approx(change, abs=1e-4)
