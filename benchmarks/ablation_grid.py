@@ -100,6 +100,7 @@ ROWS = [
             ("maps_32", {"model.num_maps": 32}),
             ("kappa_2", {"region.kappa": 2.0}),
             ("max_side_07", {"region.max_side": 0.7}),  # no second look is less than 1.4 times as close
+            ("channel_drop", {"model.channel_drop": 0.05}),  # the share that its authors' program has for this measure
         )
     ),
     # Before floors and drop views.
@@ -219,6 +220,7 @@ CONTRASTS = [
             Contrast("16 maps, or 32", _OURS, fused("maps_32")),
             Contrast("kappa 2.6, or 2", _OURS, fused("kappa_2")),
             Contrast("sides of up to 1, or up to 0.7", _OURS, fused("max_side_07")),
+            Contrast("correlated channels dropped in training, or none", fused("channel_drop"), _OURS),
         ],
     ),
     Group(

@@ -78,6 +78,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.feature_scale = 100.0  # s in logits = W(s f) + b (WS-DAN)
     # Rate of stochastic depth in the last block (EfficientNet-Lite, ConvNeXt, ViT); it rises from 0 in the first.
     model.drop_path = 0.0
+    # Share of the backbone's last channels, one and those most like it, that each training view goes without; 0: none
+    # (Ding et al. 2021, Channel DropBlock, where 0.05 is dropped in the middle of the backbone).
+    model.channel_drop = 0.0
     model.remat = False  # keep no block's inside for the gradient, but compute it again: less memory, more time
     model.dtype = "float32"  # compute dtype: float32, bfloat16, or float64 (for checks)
 

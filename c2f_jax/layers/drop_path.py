@@ -20,14 +20,19 @@ def drop_path(keys: jax.Array, x: jax.Array, rate: float) -> jax.Array:
     return x * (kept / (1.0 - rate)).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
-class DropPath(nn.Module):
-    """`drop_path` of a residual branch within `dropping`, and the identity elsewhere.
+class Dropping(nn.Module):
+    """`drop(keys, x, rate)` of what is given, within `dropping`, and the identity elsewhere.
 
     Attributes:
-        rate: probability that an example goes without the branch.
+        rate: how much is dropped; 0: nothing.
     """
 
     rate: float
+
+    @staticmethod
+    def drop(keys: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+        """keys [B], x [B, ...] -> [B, ...]."""
+        raise NotImplementedError
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -35,22 +40,28 @@ class DropPath(nn.Module):
         return x
 
 
+class DropPath(Dropping):
+    """`drop_path` of a residual branch; `rate` is the probability that an example goes without it."""
+
+    drop = staticmethod(drop_path)
+
+
 @contextmanager
 def dropping(keys: jax.Array) -> Iterator[None]:
-    """What is traced within leaves branches out. keys: of the batch's examples [B].
+    """What is traced within drops what its `Dropping` modules say. keys: of the batch's examples [B].
 
-    An example's draws depend on its key, the branch and how often that was called before: a second look has its own.
+    An example's draws depend on its key, the module and how often that was called before: a second look has its own.
     """
     calls: Counter[str] = Counter()
 
     def draw(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        if not isinstance(module, DropPath) or context.method_name != "__call__" or not module.rate:
+        if not isinstance(module, Dropping) or context.method_name != "__call__" or not module.rate:
             return call(*args, **kwargs)
         path = "/".join(module.path)
         number = zlib.crc32(f"{path} {calls[path]}".encode())
         calls[path] += 1
-        return drop_path(jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(number)), args[0], module.rate)
+        return module.drop(jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(number)), args[0], module.rate)
 
     with nn.intercept_methods(draw):
         yield

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from c2f_jax.kernels import bilinear_attention_pooling
+from c2f_jax.layers.channel_drop import ChannelDrop
 from c2f_jax.layers.conv import Conv
 from c2f_jax.layers.norm import BatchNorm
 from c2f_jax.models.inverse_mapping import InverseMapping
@@ -90,6 +91,7 @@ class AttentionNetwork(nn.Module):
         num_classes: C.
         num_maps: M.
         attention_init: see `Attention`.
+        channel_drop: share of the backbone's channels that are dropped while it is trained, see `layers.channel_drop`.
         feature_channels: project F to that many channels by a 1x1 convolution first; 0 keeps them.
         feature_scale: s in ``logits = W(s f) + b`` (WS-DAN: 100); the learning rate of W goes with 1/s^2.
         box_gradient: how far what the second look teaches goes: "none" (nothing is taught), "mapping" (the inverse
@@ -105,6 +107,7 @@ class AttentionNetwork(nn.Module):
     num_classes: int
     num_maps: int = 32
     attention_init: str = "orthogonal"
+    channel_drop: float = 0.0
     feature_channels: int = 0
     feature_scale: float = 100.0
     box_gradient: str = "all"
@@ -133,7 +136,7 @@ class AttentionNetwork(nn.Module):
         """
         if self.box_gradient not in BOX_GRADIENTS:
             raise ValueError(f"box_gradient must be one of {BOX_GRADIENTS}, got {self.box_gradient!r}")
-        feature_maps = self.backbone(view, train=train)
+        feature_maps = ChannelDrop(self.channel_drop, name="channel_drop")(self.backbone(view, train=train))
         if self.feature_channels:
             feature_maps = Conv(self.feature_channels, (1, 1), dtype=self.dtype, name="project")(feature_maps)
         attention_maps = Attention(
@@ -183,15 +186,17 @@ class PooledNetwork(nn.Module):
     Attributes:
         backbone: module from view to feature maps.
         num_classes: C.
+        channel_drop: as of `AttentionNetwork`.
     """
 
     backbone: nn.Module
     num_classes: int
+    channel_drop: float = 0.0
 
     @nn.compact
     def __call__(self, view: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
         """view [B, S, S, 3] -> logits [B, C] and {`feature_maps` [B, h, w, N]}."""
-        feature_maps = self.backbone(view, train=train)
+        feature_maps = ChannelDrop(self.channel_drop, name="channel_drop")(self.backbone(view, train=train))
         pooled = jnp.mean(feature_maps.astype(jnp.promote_types(feature_maps.dtype, jnp.float32)), axis=(-3, -2))
         head = nn.Dense(self.num_classes, dtype=pooled.dtype, precision=jax.lax.Precision.HIGHEST, name="head")
         logits = head(_as_weights_lie(pooled))

@@ -168,6 +168,7 @@ TABLE: dict[str, Field] = {
     "model.feature_channels": _int(0, 4096),
     "model.feature_scale": _float(1e-3, 1e4),
     "model.drop_path": _float(0.0, 0.9),
+    "model.channel_drop": _float(0.0, 0.9),
     "model.remat": _BOOL,
     "model.dtype": _one_of("float32", "bfloat16", "float64"),
     "region.box_gradient": _one_of("none", "mapping", "all"),

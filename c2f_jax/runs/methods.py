@@ -44,13 +44,14 @@ def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses
     )
     network: AttentionNetwork | PooledNetwork
     if config.method == "baseline":
-        network = PooledNetwork(backbone, num_classes)
+        network = PooledNetwork(backbone, num_classes, channel_drop=model.channel_drop)
     else:
         network = AttentionNetwork(
             backbone,
             num_classes,
             num_maps=model.num_maps,
             attention_init=model.attention_init,
+            channel_drop=model.channel_drop,
             feature_channels=model.feature_channels,
             feature_scale=model.feature_scale,
             box_gradient=region.box_gradient,

@@ -50,6 +50,7 @@ BEFORE: dict[str, Any] = {
     **{"augment.erase": 0.0, "augment.mixup": 0.0, "augment.cutmix": 0.0, "loss.label_smoothing": 0.0},
     **{"model.drop_path": 0.0, "model.remat": False, "optimizer.layer_decay": 1.0, "optimizer.freeze": ""},
     "train.ema_decay": 0.0,
+    "model.channel_drop": 0.0,
 }
 
 # Whoever takes a field away says here with which value a run was as it is now without: others cannot be trained on.

@@ -62,6 +62,7 @@ MUST_TRAIN = {
     "model.num_maps": (1, 1024),
     "model.feature_channels": (0, 1, 4096),
     "model.feature_scale": (1e-3, 1e4),
+    "model.channel_drop": (0.0, 0.9),
     "region.box_gradient_scale": (0.0, 1e3),
     "region.side": (0.0, 1.0),
     "region.teach": (0.0,),

@@ -23,6 +23,7 @@ from c2f_jax.models.vit import VisionTransformer
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import latest_step, read
 from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
+from c2f_jax.runs.methods import make_task
 from c2f_jax.training import augment, steps
 from c2f_jax.training.losses import cross_entropy
 from c2f_jax.training.optimizer import make_optimizer
@@ -227,6 +228,21 @@ def test_frozen_parts_stay_layers_decay_and_averages_follow(monkeypatch):
     found = last.average["batch_stats"]["coarse"]["backbone"]["layer2_0"]["bn1"]["mean"]
     np.testing.assert_allclose(found, mean, rtol=0, atol=1e-6)
     assert last.answers == (last.average["params"], last.average["batch_stats"])
+
+
+def test_a_step_drops_channels_where_the_config_says_so(monkeypatch):
+    """What the head learns of one example: nothing of the channels that it went without."""
+    monkeypatch.setitem(backbones._CONSTRUCTORS, "resnet10_small", (SMALL, {8: {}}))
+    run = build(tiny_config(method="baseline", model__channel_drop=0.75))
+    state, batch = (
+        run.create_state(),
+        jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), dict(next(run.training_batches(0)))),
+    )
+    learn = partial(steps._loss_and_gradients, task=run.task, stage=run.stages[0], seed=0)
+    kernel = jax.jit(learn).lower(state, batch).compile(QUICKLY)(state, batch)[0]["head"]["kernel"]
+    assert kernel.shape[0] == 16 and np.sum(~np.asarray(kernel).any(axis=-1)) == 12
+    other = make_task(tiny_config(model__channel_drop=0.75), num_classes=3, axis_name=None)
+    assert other.network.channel_drop == 0.75
 
 
 def test_layer_decay_by_hand():
