@@ -281,7 +281,7 @@ def first_look(task: Task, params: Any, batch_stats: Any, batch: Batch) -> First
         batch: as for `eval_step`.
     """
     view = central_boxes(jnp.full((len(batch["image"]), 2), task.test_side))
-    coarse = look(task.network, params, batch_stats["coarse"], batch["image"], view, **_shown(task))
+    coarse = look(task.network, params, batch_stats["coarse"], batch["image"], view, **_shown(task, task.view_size))
     boxes, overlaps, attention = regions_of(task, coarse, batch), {}, None
     if "box" in batch:
         for name, box in boxes.items():
@@ -306,7 +306,8 @@ def second_look(
     """
     looks = {"coarse": coarse}
     if boxes is not None:
-        looks["fine"] = look(task.network, params, batch_stats["fine"], batch["image"], boxes, **_shown(task))
+        shown = _shown(task, task.fine_size)
+        looks["fine"] = look(task.network, params, batch_stats["fine"], batch["image"], boxes, **shown)
     looks = {name: _in_photo(seen, batch) for name, seen in looks.items()}
     examples = {f"right/{view}": rank(values, batch["label"]) < 1 for view, values in log_probabilities(looks).items()}
     visible = batch.get("part_visible")
@@ -344,8 +345,8 @@ def looks_of(task: Task, params: Any) -> Looks:
     return looks
 
 
-def _shown(task: Task) -> dict[str, Any]:
-    return {"view_size": task.view_size, "prepare": task.normalise, "train": False}
+def _shown(task: Task, size: int) -> dict[str, Any]:
+    return {"view_size": size, "prepare": task.normalise, "train": False}
 
 
 def _in_photo(seen: Look, batch: Batch) -> Look:
