@@ -65,7 +65,7 @@ def follow(
             batch_stats["fine"],
             batch["image"],
             boxes,
-            view_size=task.view_size,
+            view_size=task.fine_size,
             prepare=task.normalise,
             train=False,
         )
@@ -75,10 +75,10 @@ def follow(
     gradient = jax.grad(lambda boxes: jnp.sum(losses(boxes)))(boxes)
     slopes, found = {}, {}
     for name, way in WAYS.items():
-        a_pixel = moved(boxes, way, 1.0, task.view_size) - boxes
+        a_pixel = moved(boxes, way, 1.0, task.fine_size) - boxes
         slopes[name] = jnp.sum(gradient * a_pixel, axis=-1)
         both = jax.lax.map(
-            lambda pixels, way=way: losses(moved(boxes, way, pixels, task.view_size)),
+            lambda pixels, way=way: losses(moved(boxes, way, pixels, task.fine_size)),
             jnp.asarray([sign * step for sign in (1, -1) for step in PIXELS]),
         )
         ahead, behind = jnp.split(both, 2)

@@ -72,7 +72,7 @@ def features_of(run: Run, state: Any) -> np.ndarray:
     network: Any = task.network
     config.train.eval_batch_size = PHOTOS * parallel.device_count()
     # As much detail as a second look has, as far as raw images have it.
-    whole = min(config.model.view_size / task.side, config.dataset.raw_size)
+    whole = min(task.fine_size / task.side, config.dataset.raw_size)
     whole *= STRETCH if config.augment.keep_aspect else 1.0
     whole = 32 * math.ceil(whole / 32)
     variables = {"params": state.params["backbone"], "batch_stats": state.batch_stats["coarse"]["backbone"]}
