@@ -1,0 +1,300 @@
+"""Does a second look that labels have taught pay? Rows of circuit boards and of birds, a JSON line each; their table.
+
+    python -m benchmarks.taught run boards --data DIR --weights FILE --runs DIR [--only NAME ...] [--seeds 0]
+    python -m benchmarks.taught run birds --data DIR --weights FILE --runs DIR [--only NAME ...] [--seeds 0]
+    python -m benchmarks.taught report
+
+Boards: DeepPCB by `configs/deep_pcb.py`; birds: CUB-50 by `configs/cub50_lite0.py`; DIR and FILE as for these. A run
+goes on where it stopped; rows that are in `benchmarks/results/taught.jsonl` are not run again. `report` prints the
+tables in docs/findings.md from the lines alone.
+
+Accuracies are of the official test part, after training on the same images; differences are between the same test
+images, resampled by whole boards. `inside`: the share of second looks that hold what is annotated, the middle of the
+defect or of the bird's head; of boards also in the four groups that no training image is of. At the annotated place the
+same network is asked again.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import lines
+from benchmarks.ablation_row import source_state
+from c2f_jax.cli import keep_compiled
+from c2f_jax.evaluation.classification import rank
+from c2f_jax.evaluation.discriminants import POWER
+from c2f_jax.evaluation.intervals import Judged
+from c2f_jax.evaluation.outcomes import difference
+from c2f_jax.kernels import compose, contains, invert
+from c2f_jax.memory import restart_with_huge_pages
+from c2f_jax.models.two_looks import log_probabilities, square_at
+from c2f_jax.runs import loop
+from c2f_jax.runs.build import Run, build
+from c2f_jax.runs.checkpoint import read_latest
+from c2f_jax.runs.evidence import GRID
+from c2f_jax.runs.input_values import with_input_values
+from c2f_jax.training.steps import predict
+from c2f_jax.training.teaching import PART
+from configs import cub50_lite0, deep_pcb
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "taught.jsonl"
+HEAD = (1, 4, 5, 6, 9, 10, 14)  # beak, crown, forehead, left eye, nape, right eye, throat, of CUB's 15 parts
+UNTAUGHT: dict[str, Any] = {"region.teach": 0.0, "region.box_gradient": "none"}
+ORACLE = "oracle"  # taught the annotated places in place of the table, so that second looks are trained there
+
+
+class Subject(NamedTuple):
+    """What is looked at.
+
+    Attributes:
+        config: of the row "taught".
+        rows: name -> overrides.
+        place: example or batch -> (y, x) [..., 2] in the photo that a second look should hold, and whether it is known.
+        group: of an example's group, the one whose like training may have seen; None where there are no groups.
+    """
+
+    config: Callable[[], Any]
+    rows: Mapping[str, Mapping[str, Any]]
+    place: Callable[[Any], tuple[Any, Any]]
+    group: Callable[[str], str] | None
+
+
+def defect(example: Any) -> tuple[Any, Any]:
+    """The middle of the annotated box."""
+    box = example["box"]
+    return 0.5 * (box[..., :2] + box[..., 2:]), box[..., 0] >= 0
+
+
+def head(example: Any) -> tuple[Any, Any]:
+    """The mean of the head's visible parts."""
+    seen = example["part_visible"][..., HEAD]
+    count = seen.sum(-1)
+    return (example["parts"][..., HEAD, :] * seen[..., None]).sum(-2) / (count + (count == 0))[..., None], count > 0
+
+
+def birds() -> Any:
+    """`cub50_lite0` in two stages, its second look a square of the size of a head that labels put there."""
+    config = cub50_lite0.get_config()
+    config.update_from_flattened_dict(
+        {
+            **{"region.side": 0.4, "region.teach": 1.0, "region.box_gradient": "all", "region.box_gradient_scale": 1.0},
+            **{"optimizer.region_factor": 1.0, "optimizer.restart": False},
+            **{"stages.coarse_epochs": 2.0, "stages.fine_epochs": 10.0},
+        }
+    )
+    return config
+
+
+SUBJECTS = {
+    "boards": Subject(
+        deep_pcb.get_config,
+        {
+            "taught": {},
+            "untaught": UNTAUGHT,
+            # What two looks of 160 and 112 px cost in tests, trained for as long as the taught row and its table take.
+            "one_look": {**UNTAUGHT, "method": "attention", "model.view_size": 192, "stages.coarse_epochs": 5.5},
+            ORACLE: {},
+        },
+        defect,
+        lambda group: group.split("/")[0],  # boards that look alike: the first folder of the photo's path
+    ),
+    "birds": Subject(
+        birds,
+        {
+            "taught": {},
+            "untaught": UNTAUGHT,
+            "one_look": {
+                **UNTAUGHT,
+                **{"method": "attention", "model.view_size": 176, "stages.coarse_epochs": 18.0, "region.side": 0.0},
+            },
+            ORACLE: {},
+            # `cub50_lite0` as it is: one stage, a box as large as the attention is wide, which nothing teaches.
+            "shipped": {
+                **UNTAUGHT,
+                **{"region.side": 0.0, "stages.coarse_epochs": 0.0, "stages.fine_epochs": 12.0},
+            },
+        },
+        head,
+        None,
+    ),
+}
+
+
+def annotated(run: Run, place: Callable[[Any], tuple[Any, Any]]) -> np.ndarray:
+    """The table [N, G, G] of one who knows the place: the label where a square holds it, nothing elsewhere."""
+    train, side = run.splits.train, PART * run.config.region.side
+    nothing = POWER * np.log(1.0 / len(run.splits.class_names))
+    table = np.zeros((len(train), GRID, GRID), np.float32)
+    for number, rows in enumerate(table):
+        example = train[number]
+        middle, known = place(example)
+        if not known:
+            continue
+        shape = np.array(example["image"].shape[:2])
+        sides = side * (shape.min() / shape if run.config.augment.keep_aspect else np.ones(2))
+        middles = 0.5 * sides + (1.0 - sides) * np.arange(GRID)[:, None] / (GRID - 1)  # [G, 2]
+        near = np.abs(middles - middle) < 0.5 * sides
+        rows[:] = np.where(near[:, :1] & near[:, 1], 0.0, nothing)
+    return table
+
+
+def measure(run: Run, model: dict[str, Any], place: Callable[[Any], tuple[Any, Any]]) -> dict[str, Any]:
+    """Of the test part: what was right by each view under "own" and "annotated" regions, and what held the place."""
+    side = run.config.region.side
+
+    @partial(jax.jit, static_argnames="there")
+    def look(batch: dict[str, jax.Array], there: bool) -> dict[str, jax.Array]:
+        middle, known = place(batch)
+
+        def region(out: dict[str, jax.Array], view: jax.Array) -> jax.Array:
+            point = compose(invert(view), compose(invert(batch["window"]), jnp.concatenate([middle, middle], axis=-1)))
+            return square_at(jnp.where(known[:, None], point[:, :2], out["place"]), view, side=side)
+
+        task = replace(run.task, test_region=region) if there else run.task
+        looks = predict(task, model["params"], model["batch_stats"], batch)
+        found = {view: rank(values, batch["label"]) < 1 for view, values in log_probabilities(looks).items()}
+        inside = contains(looks["fine"].box, middle[:, None])[:, 0] & known
+        return found | {"inside": inside, "known": known, "mask": batch["mask"] > 0}
+
+    found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in ("own", *(["annotated"] if side else []))}
+    for batch in run.evaluation_batches(run.splits.test):
+        for name, views in found.items():
+            values = {view: np.asarray(right) for view, right in look(batch, name == "annotated").items()}
+            for view, right in values.items():
+                views.setdefault(view, []).append(right[values["mask"]])
+    return {name: {view: _hex(np.concatenate(right)) for view, right in views.items()} for name, views in found.items()}
+
+
+def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights: str, runs: Path) -> dict[str, Any]:
+    """Trains the row in `runs`, or goes on; its line."""
+    config_of, rows, place, group = SUBJECTS[subject]
+    config = config_of()
+    config.update_from_flattened_dict({**rows[name], "seed": seed})
+    config.update_from_flattened_dict({"dataset.path": data, "model.pretrained": weights})
+    keep_compiled(config.compilation_cache)
+    source, config = source_state(ROOT), with_input_values(config)
+    run: Any = build(config)  # whose sources may have groups
+    if name == ORACLE:
+        table = annotated(run, place)
+        loop.evidence_of = lambda *_: table
+    workdir = runs / f"{subject}-{name}-seed{seed}"
+    results = loop.train_and_evaluate(config, workdir)
+    _, model = read_latest(workdir, run.abstract_model)
+    log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in log if line["split"] == "train"][-10:]
+    accuracies = {key for key in last[0] if key.endswith("top_1_accuracy")}
+    test = run.splits.test
+    groups = getattr(test, "groups", None) or [str(number) for number in range(len(test))]
+    known = {group(one) for one in run.splits.train.groups} if group else set()
+    return {
+        **{"subject": subject, "name": name, "seed": seed, "overrides": rows[name], **source, **loop.environment()},
+        **{key: results[key] for key in ("train_seconds", "seconds", "step")},
+        "view_sizes": [run.task.view_size, run.task.fine_size],
+        "training": {key: float(np.mean([line[key] for line in last])) for key in sorted(accuracies)},
+        "metrics": {key: value for key, value in results.items() if "/" in key},
+        "regions": measure(run, model, place),
+        "groups": np.unique(groups, return_inverse=True)[1].tolist(),
+        "new": _hex(np.array([group(one) not in known for one in groups])) if group else None,
+    }
+
+
+def _hex(bits: np.ndarray) -> str:
+    return np.packbits(bits).tobytes().hex()
+
+
+def _bits(text: str, count: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:count].astype(bool)
+
+
+def report(records: Sequence[dict[str, Any]]) -> None:
+    """Prints each subject's table of rows at their seeds, and differences of the taught one from the others."""
+    for subject, (_, rows, _, group) in SUBJECTS.items():
+        by = {(one["name"], one["seed"]): one for one in records if one["subject"] == subject}
+        columns = ["row", "seed", "training", "first look", "second", "both", "at the place", "inside"]
+        columns += [*(["new boards"] if group else []), "minutes"]
+        print(f"\n{subject}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+        ordered = sorted(by.items(), key=lambda item: (list(rows).index(item[0][0]), item[0][1]))
+        for (name, seed), record in ordered:
+            print("| " + " | ".join([name, str(seed), *_cells(record)]) + " |")
+        for (name, seed), record in ordered:
+            ours = by.get(("taught", seed))
+            if ours is not None and name != "taught":
+                mean, low, high = difference(_judged(record), _judged(ours), [str(one) for one in record["groups"]])
+                found = f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+                print(f"\n{subject}, seed {seed}: taught, less {name}: {found}")
+
+
+def _cells(record: dict[str, Any]) -> list[str]:
+    """What a table's line says of a run behind its name and seed."""
+    count, regions = len(record["groups"]), record["regions"]
+    own = {view: _bits(text, count) for view, text in regions["own"].items()}
+    there = {view: _bits(text, count) for view, text in regions.get("annotated", {}).items()}
+    once = _once(record)
+    inside = own["inside"][own["known"]]
+
+    def shown(right: np.ndarray | None) -> str:
+        return "–" if once or right is None else f"{100 * right.mean():.1f}"
+
+    cells = [" / ".join(f"{100 * value:.1f}" for value in record["training"].values())]
+    cells += [f"{100 * own['coarse'].mean():.1f}", shown(own["fine"]), shown(own["fused"]), shown(there.get("fused"))]
+    cells.append(shown(inside))
+    if record["new"] is not None:
+        cells.append(shown(own["inside"][_bits(record["new"], count)]))
+    return [*cells, f"{record['seconds'] / 60:.0f}"]
+
+
+def _once(record: dict[str, Any]) -> bool:
+    """Whether it is a row of one look: the second one that it can be shown is none it was trained for."""
+    return record["overrides"].get("method") == "attention"
+
+
+def _judged(record: dict[str, Any]) -> Judged:
+    """What `difference` asks for, of answers of which nothing else is known."""
+    right = _bits(record["regions"]["own"]["coarse" if _once(record) else "fused"], len(record["groups"]))
+    nothing = np.zeros(len(right))
+    return Judged(nothing, nothing, nothing, np.where(right, 0, 1), nothing)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line `argv` (without the program's name)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("report", help="print the tables")
+    several = commands.add_parser("run", help="train what is missing")
+    several.add_argument("subject", choices=SUBJECTS)
+    several.add_argument("--data", required=True, help="DeepPCB's or CUB's folder or archive")
+    several.add_argument("--weights", required=True, help="ImageNet weights of EfficientNet-Lite0, safetensors")
+    several.add_argument("--runs", required=True, type=Path, help="folder for the runs' workdirs")
+    several.add_argument("--only", nargs="+", metavar="NAME", help="only these rows")
+    several.add_argument("--seeds", nargs="+", type=int, default=[0])
+    options = parser.parse_args(argv)
+    if options.command == "report":
+        report(lines.read(RESULTS))
+        return
+    rows = SUBJECTS[options.subject].rows
+    if unknown := set(options.only or ()) - set(rows):
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
+    evidence_of = loop.evidence_of
+    for seed in options.seeds:
+        for name in options.only or rows:
+            key = (options.subject, name, seed)
+            if key in {(line["subject"], line["name"], line["seed"]) for line in lines.read(RESULTS)}:
+                continue
+            places = {"data": options.data, "weights": options.weights, "runs": options.runs}
+            lines.append(RESULTS, train_and_measure(*key, **places))
+            loop.evidence_of = evidence_of
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
+    main(sys.argv[1:])
