@@ -30,6 +30,7 @@ import numpy as np
 from benchmarks import lines
 from benchmarks.ablation_row import source_state
 from c2f_jax.cli import keep_compiled
+from c2f_jax.data.deep_pcb import load
 from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.discriminants import POWER
 from c2f_jax.evaluation.intervals import Judged
@@ -195,7 +196,8 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
     accuracies = {key for key in last[0] if key.endswith("top_1_accuracy")}
     test = run.splits.test
     groups = getattr(test, "groups", None) or [str(number) for number in range(len(test))]
-    known = {group(one) for one in run.splits.train.groups} if group else set()
+    train = load(data, cache_dir=config.dataset.cache_dir)[0].groups if group else []
+    known = {group(one) for one in train} if group else set()
     return {
         **{"subject": subject, "name": name, "seed": seed, "overrides": rows[name], **source, **loop.environment()},
         **{key: results[key] for key in ("train_seconds", "seconds", "step")},
