@@ -15,6 +15,11 @@ def features(count: int = 120, places: int = 4, width: int = 6, classes: int = 3
     return values, labels
 
 
+def fitted(values, labels, classes):
+    centre = values.mean((0, 1))
+    return discriminants.discriminants(discriminants.moments(values, labels, classes, centre), centre)
+
+
 def test_the_place_that_tells_the_class_has_the_highest_value():
     values, labels = features()
     table = discriminants.held_out(values, labels, classes=3)
@@ -31,14 +36,14 @@ def test_an_own_label_flatters_nothing():
     table = discriminants.held_out(values, labels, classes=3)
     mean = table.mean() / discriminants.POWER
     assert -1.35 < mean < -np.log(3) + 0.02
-    weights, bias = discriminants.discriminants(values, labels, 3)
+    weights, bias = fitted(values, labels, 3)
     flattered = np.mean((values @ weights + bias).argmax(-1) == labels[:, None])
     assert flattered > 0.6
 
 
 def test_discriminants_against_their_definition():
     values, labels = features(width=3)
-    weights, bias = discriminants.discriminants(values, labels, 4)  # no example of class 3
+    weights, bias = fitted(values, labels, 4)  # no example of class 3
     x, y = values.reshape(-1, 3).astype(np.float64), np.repeat(labels, 4)
     means = np.stack([x[y == c].mean(0) for c in range(3)] + [x.mean(0)])
     within = sum(np.outer(row - means[c], row - means[c]) for row, c in zip(x, y, strict=True)) / len(x)
@@ -48,6 +53,19 @@ def test_discriminants_against_their_definition():
     scores = values @ weights + bias
     # A number that is the same for all classes says nothing.
     np.testing.assert_allclose(scores - scores[..., :1], want - want[..., :1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_fold_is_judged_by_the_others():
+    """As by discriminants that were fitted to the photos of the other folds, and to them alone."""
+    values, labels = features()
+    table = discriminants.held_out(values, labels, classes=3)
+    folds = np.random.default_rng(0).permutation(len(labels)) % discriminants.FOLDS
+    scores = np.empty((*values.shape[:2], 3))
+    for fold in range(discriminants.FOLDS):
+        weights, bias = fitted(values[folds != fold], labels[folds != fold], 3)
+        scores[folds == fold] = values[folds == fold] @ weights + bias
+    want = discriminants.POWER * discriminants._own_log_probability(scores, labels)
+    np.testing.assert_allclose(table, want, rtol=1e-3, atol=1e-3)  # how sure is found to so much
 
 
 def test_one_square_in_many_is_found():
