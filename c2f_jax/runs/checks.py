@@ -39,7 +39,9 @@ def check(config: Any) -> None:
         )
     stride, patch = model.output_stride or strides[0], patch_of(model.backbone)
     smallest = smallest_view(model.backbone, model.output_stride)
-    sizes = {"model.view_size": model.view_size, "region.view_size": region.view_size or model.view_size}
+    sizes = {"model.view_size": model.view_size}
+    if patch == 1:  # elsewhere it is the first's, or refused below
+        sizes["region.view_size"] = region.view_size or model.view_size
     for name, size in sizes.items():
         if size < smallest:
             raise UserError(
@@ -51,7 +53,7 @@ def check(config: Any) -> None:
                 f"{name}={size} is not made of whole patches of {model.backbone}, {patch} pixels; "
                 f"try --config.{name}={round(size / patch) * patch}"
             )
-    if patch > 1 and len(set(sizes.values())) > 1:
+    if patch > 1 and region.view_size not in (0, model.view_size):
         raise UserError(
             f"region.view_size={region.view_size}: {model.backbone} takes views of one size only, "
             f"model.view_size={model.view_size}; set --config.region.view_size=0, or take a convolutional backbone"

@@ -17,7 +17,8 @@ from tests.tiny import tiny_config
 
 SIDE, GRID = 0.4, 6
 WINDOW = jnp.array([[0.0, 0.2, 1.0, 0.8], [0.25, 0.0, 0.75, 1.0], [0.0, 0.0, 1.0, 1.0]])
-VIEW = jnp.array([[0.1, 0.0, 0.9, 0.8], [0.0, 1.0, 0.9, 0.1], [0.0, 0.0, 1.0, 1.0]])  # the second is mirrored
+# The first upside down, the second mirrored, the third both.
+VIEW = jnp.array([[0.9, 0.0, 0.1, 0.8], [0.0, 1.0, 0.9, 0.1], [1.0, 1.0, 0.0, 0.0]])
 
 
 def squares():
