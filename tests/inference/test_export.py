@@ -137,19 +137,19 @@ def test_weights_come_back(finished, exported):
 
 
 @pytest.mark.parametrize(
-    ("method", "backbone", "side"),
+    ("method", "backbone", "side", "fine_size"),
     [
-        *(("baseline", "resnet18", 0.0), ("wsdan", "resnet10_small", 0.0)),
-        *(("coarse2fine", "efficientnet_lite0", 0.0), ("coarse2fine", "resnet10_small", 0.4)),
+        *(("baseline", "resnet18", 0.0, 0), ("wsdan", "resnet10_small", 0.0, 48)),
+        *(("coarse2fine", "efficientnet_lite0", 0.0, 0), ("coarse2fine", "resnet10_small", 0.4, 24)),
     ],
 )
-def test_other_networks_as_onnx(images, method, backbone, side):
+def test_other_networks_as_onnx(images, method, backbone, side, fine_size):
     import onnxruntime
 
     from c2f_jax.inference.onnx_graph import convert
 
     config = tiny_config(method=method, model__backbone=backbone, model__view_size=32, model__num_maps=3)
-    config.region.side = side
+    config.region.side, config.region.view_size = side, fine_size
     task = make_task(config, num_classes=7, axis_name=None)
     rng = np.random.default_rng(0)
     variables = jax.device_get(jax.jit(lambda: init_variables(jax.random.key(0), task))())

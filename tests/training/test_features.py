@@ -334,6 +334,7 @@ def test_a_run_with_all_of_them_goes_on_bit_for_bit(tmp_path, monkeypatch):
     config = tiny_config(
         **{"model__backbone": "vit_small_patch16", "model__drop_path": 0.3, "model__remat": True},
         **{"augment__erase": 0.5, "augment__mixup": 0.2, "augment__cutmix": 1.0, "loss__label_smoothing": 0.1},
+        **{"augment__flip_vertical": True, "model__channel_drop": 0.2},
         **{"optimizer__freeze": "patch_embed", "optimizer__layer_decay": 0.8, "train__ema_decay": 0.9},
         **{"stages__coarse_epochs": 0.0, "stages__fine_epochs": 0.6, "optimizer__warmup_epochs": 0.1},
     )
