@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from c2f_jax.kernels import compose, invert
 from c2f_jax.models.two_looks import look
 from c2f_jax.runs.build import Run, build
 from c2f_jax.runs.checkpoint import read_latest
@@ -56,7 +57,8 @@ def follow(
 
     By "object", where it is annotated: the slope in nats for all of the way to it, and differences [B, SHARES].
     """
-    boxes = predict(task, params, batch_stats, batch)["fine"].box
+    in_raw = partial(compose, invert(batch["window"]))  # what is looked at again is the raw image
+    boxes = in_raw(predict(task, params, batch_stats, batch)["fine"].box)
 
     def losses(boxes: jax.Array) -> jax.Array:
         seen = look(
@@ -84,7 +86,7 @@ def follow(
         ahead, behind = jnp.split(both, 2)
         found[name] = (ahead - behind).T / 2
     if "box" in batch:
-        way_there = batch["box"] - boxes
+        way_there = in_raw(batch["box"]) - boxes
         slopes["object"] = jnp.sum(gradient * way_there, axis=-1)
         seen = jax.lax.map(lambda share: losses(boxes + share * way_there), jnp.asarray((0.0, *SHARES)))
         found["object"] = (seen[1:] - seen[0]).T
@@ -143,7 +145,8 @@ def main() -> None:
     options = parser.parse_args()
     config = read_config(options.workdir)
     run = build(config)
-    about = {"method": config.method, "view_size": config.model.view_size, "part": options.part, "seed": config.seed}
+    # Of the second look, which is moved.
+    about = {"method": config.method, "view_size": run.task.fine_size, "part": options.part, "seed": config.seed}
     for line in measure(run, options.workdir, options.part, options.images):
         print(json.dumps({**about, **line}), flush=True)
 

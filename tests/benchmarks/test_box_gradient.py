@@ -1,11 +1,15 @@
 """How far the box's gradient sees: by hand, and on a tiny run, where a short enough step must go as promised."""
 
+from dataclasses import fields
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import box_gradient
 from benchmarks.ablation_row import looks_of, measure
-from c2f_jax.runs.build import build
+from c2f_jax.kernels import compose
+from c2f_jax.runs.build import Run, build
 from c2f_jax.runs.checkpoint import read_latest
 from tests.tiny import tiny_config
 
@@ -30,13 +34,23 @@ def test_promises_and_findings_by_hand():
     assert box_gradient.horizon(slopes, 2 * slopes, 2.0)["correlation"] == pytest.approx(1.0)
 
 
+class InWindows(Run):
+    """The same raw images, but as windows of larger photos: what is seen and measured in them is the same."""
+
+    def evaluation_batches(self, source):
+        for batch in super().evaluation_batches(source):
+            window = jnp.tile(jnp.array([0.0, 0.2, 1.0, 0.8]), (len(batch["box"]), 1))
+            yield {**batch, "window": window, "box": compose(window, batch["box"])}
+
+
 @pytest.mark.slow
 def test_a_short_step_goes_as_promised(finished, monkeypatch):
     monkeypatch.setattr(box_gradient, "PIXELS", (0.01,))
     monkeypatch.setattr(box_gradient, "SHARES", (0.0002, 1.0))
     workdir, results = finished
     run = build(tiny_config())
-    *short, all_the_way = box_gradient.measure(run, workdir, "test", 21)
+    windows = InWindows(**{field.name: getattr(run, field.name) for field in fields(run)})
+    *short, all_the_way = box_gradient.measure(windows, workdir, "test", 21)
     assert [line["way"] for line in short] == [*box_gradient.WAYS, "object"]
     for line in short:
         assert line["correlation"] > 0.95 and line["promised"] == pytest.approx(line["found"], rel=0.2), line

@@ -311,7 +311,7 @@ def test_blocks_computed_again_give_the_same_gradient_and_keep_less_for_it(netwo
         ({"optimizer__freeze": "layer9"}, "is found in none of the .* parameters' paths, such as .*backbone"),
         ({"optimizer__freeze": ""}, None),
         ({"optimizer__freeze": "."}, "is found in all of the"),
-        ({"model__backbone": "vit_small_patch16", "region__view_size": 50}, "only, .*set --config.region.view_size=0, or"),
+        ({"model__backbone": "vit_small_patch16", "region__view_size": 50}, "only, .* --config.region.view_size=0, or"),
         ({"model__drop_path": 0.1}, "resnet10_small has no stochastic depth; give --config.model.drop_path=0.0"),
     ],
 )
