@@ -32,7 +32,6 @@ from benchmarks.ablation_row import source_state
 from c2f_jax.cli import keep_compiled
 from c2f_jax.data.deep_pcb import load
 from c2f_jax.evaluation.classification import rank
-from c2f_jax.evaluation.discriminants import POWER
 from c2f_jax.evaluation.intervals import Judged
 from c2f_jax.evaluation.outcomes import difference
 from c2f_jax.kernels import compose, contains, invert
@@ -41,17 +40,17 @@ from c2f_jax.models.two_looks import log_probabilities, square_at
 from c2f_jax.runs import loop
 from c2f_jax.runs.build import Run, build
 from c2f_jax.runs.checkpoint import read_latest
-from c2f_jax.runs.evidence import GRID
 from c2f_jax.runs.input_values import with_input_values
+from c2f_jax.training import losses
+from c2f_jax.training.augment import REGION, stream
 from c2f_jax.training.steps import predict
-from c2f_jax.training.teaching import PART
 from configs import cub50_lite0, deep_pcb
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "taught.jsonl"
 HEAD = (1, 4, 5, 6, 9, 10, 14)  # beak, crown, forehead, left eye, nape, right eye, throat, of CUB's 15 parts
 UNTAUGHT: dict[str, Any] = {"region.teach": 0.0, "region.box_gradient": "none"}
-ORACLE = "oracle"  # taught the annotated places in place of the table, so that second looks are trained there
+ORACLE = "oracle"  # second looks at the annotated places in training, and to be asked there
 
 
 class Subject(NamedTuple):
@@ -104,7 +103,7 @@ SUBJECTS = {
             "untaught": UNTAUGHT,
             # What two looks of 160 and 112 px cost in tests, trained for as long as the taught row and its table take.
             "one_look": {**UNTAUGHT, "method": "attention", "model.view_size": 192, "stages.coarse_epochs": 5.5},
-            ORACLE: {},
+            ORACLE: UNTAUGHT,
         },
         defect,
         lambda group: group.split("/")[0],  # boards that look alike: the first folder of the photo's path
@@ -118,7 +117,7 @@ SUBJECTS = {
                 **UNTAUGHT,
                 **{"method": "attention", "model.view_size": 176, "stages.coarse_epochs": 18.0, "region.side": 0.0},
             },
-            ORACLE: {},
+            ORACLE: UNTAUGHT,
             # `cub50_lite0` as it is: one stage, a box as large as the attention is wide, which nothing teaches.
             "shipped": {
                 **UNTAUGHT,
@@ -131,22 +130,33 @@ SUBJECTS = {
 }
 
 
-def annotated(run: Run, place: Callable[[Any], tuple[Any, Any]]) -> np.ndarray:
-    """The table [N, G, G] of one who knows the place: the label where a square holds it, nothing elsewhere."""
-    train, side = run.splits.train, PART * run.config.region.side
-    nothing = POWER * np.log(1.0 / len(run.splits.class_names))
-    table = np.zeros((len(train), GRID, GRID), np.float32)
-    for number, rows in enumerate(table):
-        example = train[number]
-        middle, known = place(example)
-        if not known:
-            continue
-        shape = np.array(example["image"].shape[:2])
-        sides = side * (shape.min() / shape if run.config.augment.keep_aspect else np.ones(2))
-        middles = 0.5 * sides + (1.0 - sides) * np.arange(GRID)[:, None] / (GRID - 1)  # [G, 2]
-        near = np.abs(middles - middle) < 0.5 * sides
-        rows[:] = np.where(near[:, :1] & near[:, 1], 0.0, nothing)
-    return table
+def annotated_region(
+    keys: jax.Array,
+    batch: dict[str, jax.Array],
+    out: dict[str, jax.Array],
+    coarse_box: jax.Array,
+    *,
+    place: Callable[[Any], tuple[Any, Any]],
+    side: float,
+) -> jax.Array:
+    """Squares that hold the annotated place, by up to 0.3 of their side away from their middle."""
+    middle, known = place(batch)
+    shift = jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-0.3, maxval=0.3))(stream(keys, REGION))
+    there = _in_view(middle, batch["window"], coarse_box)
+    return square_at(jnp.where(known[:, None], there + side * shift, out["place"]), coarse_box, side=side)
+
+
+def _in_view(point: jax.Array, window: jax.Array, view: jax.Array) -> jax.Array:
+    """Points [B, 2] of the photo in the coordinates of a view [B, 4] of its window."""
+    return compose(invert(compose(window, view)), jnp.concatenate([point, point], axis=-1))[:, :2]
+
+
+def build_oracle(config: Any, *, place: Callable[[Any], tuple[Any, Any]]) -> Run:
+    """`build`, with second looks at the annotated places in training."""
+    run = build(config)
+    region = partial(annotated_region, place=place, side=config.region.side)
+    loss = partial(losses.fine_loss, region=region, drop_view=config.loss.drop_view)
+    return replace(run, stages=tuple(replace(one, loss=loss) if one.name == "fine" else one for one in run.stages))
 
 
 def measure(run: Run, model: dict[str, Any], place: Callable[[Any], tuple[Any, Any]]) -> dict[str, Any]:
@@ -158,8 +168,8 @@ def measure(run: Run, model: dict[str, Any], place: Callable[[Any], tuple[Any, A
         middle, known = place(batch)
 
         def region(out: dict[str, jax.Array], view: jax.Array) -> jax.Array:
-            point = compose(invert(view), compose(invert(batch["window"]), jnp.concatenate([middle, middle], axis=-1)))
-            return square_at(jnp.where(known[:, None], point[:, :2], out["place"]), view, side=side)
+            there = _in_view(middle, batch["window"], view)
+            return square_at(jnp.where(known[:, None], there, out["place"]), view, side=side)
 
         task = replace(run.task, test_region=region) if there else run.task
         looks = predict(task, model["params"], model["batch_stats"], batch)
@@ -185,9 +195,7 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
     keep_compiled(config.compilation_cache)
     source, config = source_state(ROOT), with_input_values(config)
     run: Any = build(config)  # whose sources may have groups
-    if name == ORACLE:
-        table = annotated(run, place)
-        loop.evidence_of = lambda *_: table
+    loop.build = partial(build_oracle, place=place) if name == ORACLE else build
     workdir = runs / f"{subject}-{name}-seed{seed}"
     results = loop.train_and_evaluate(config, workdir)
     _, model = read_latest(workdir, run.abstract_model)
@@ -286,7 +294,6 @@ def main(argv: Sequence[str]) -> None:
     rows = SUBJECTS[options.subject].rows
     if unknown := set(options.only or ()) - set(rows):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
-    evidence_of = loop.evidence_of
     for seed in options.seeds:
         for name in options.only or rows:
             key = (options.subject, name, seed)
@@ -294,7 +301,6 @@ def main(argv: Sequence[str]) -> None:
                 continue
             places = {"data": options.data, "weights": options.weights, "runs": options.runs}
             lines.append(RESULTS, train_and_measure(*key, **places))
-            loop.evidence_of = evidence_of
 
 
 if __name__ == "__main__":

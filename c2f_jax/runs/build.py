@@ -138,14 +138,15 @@ class Run:
         return _in_dtype(state, self.config.model.dtype)
 
     @property
-    def taught_from(self) -> int | None:
-        """The step from which on a table teaches the region; None if none does.
+    def table_until(self) -> int:
+        """The step until which a table teaches the region, that of the coarse stage's end; 0 if none does.
 
-        Published weights can tell places at once, new ones not before the first stage is over.
+        Weights that come from elsewhere can tell places before the first step, new ones cannot.
         """
-        if self.config.method != "coarse2fine" or not self.config.region.teach:
-            return None
-        return 0 if self.config.model.pretrained or self.config.init_from else self.stages[-1].start
+        begun = bool(self.config.model.pretrained or self.config.init_from)
+        if self.config.method != "coarse2fine" or not self.config.region.teach or not begun:
+            return 0
+        return self.stages[0].end if self.stages[0].name == "coarse" else 0
 
     def training_batches(self, start: int, evidence: np.ndarray | None = None) -> Any:
         """Batches of steps `start`, start + 1, ... on the host. evidence: [N, G, G] of the training part."""

@@ -260,10 +260,11 @@ def _train(
             stage = stage_at(stages, step)
             if step == stage.start:
                 state = run.backend.put_state(switch_stage(run.backend.get_state(state), stage))
-            if evidence is None and run.taught_from is not None and step >= run.taught_from:
-                whole = run.backend.get_state(state) if step == run.taught_from else None
-                evidence, batches = evidence_of(run, workdir, whole), None
+            if evidence is None and step < run.table_until:
+                evidence, batches = evidence_of(run, workdir, run.backend.get_state(state) if step == 0 else None), None
                 window_began = time.perf_counter()
+            elif evidence is not None and step >= run.table_until:
+                evidence, batches = None, None
             batches = batches or run.training_batches(step, evidence)
             asked_for = time.perf_counter()
             batch = next(batches)

@@ -156,7 +156,7 @@ def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
         taught = partial(losses.drawn_region, side=region.side, cell_offset=region.cell_offset)
     drop_view = config.loss.drop_view
     fine_losses = {
-        "coarse2fine": partial(losses.fine_loss, region=taught, drop_view=drop_view),
+        "coarse2fine": partial(losses.fine_loss, region=taught, drop_view=drop_view, compare=region.teach > 0),
         "random_box": partial(losses.fine_loss, region=random_region, drop_view=drop_view),
         "wsdan": partial(losses.fine_loss, region=sampled_crop, drop_view=True),
     }

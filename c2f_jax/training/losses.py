@@ -13,14 +13,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from c2f_jax.kernels import center_loss, compose, drop_mask, resize_maps, sample_attention_map, threshold_box
+from c2f_jax.kernels import (
+    center_loss,
+    compose,
+    crop_and_resize,
+    drop_mask,
+    resize_maps,
+    sample_attention_map,
+    threshold_box,
+)
 from c2f_jax.models.inverse_mapping import SHARPNESS
 from c2f_jax.models.two_looks import Look, Region, learned_region, see, square_at, two_looks
 from c2f_jax.training import augment
-from c2f_jax.training.teaching import PART, drawn_place, evidence_at, teaching_loss
+from c2f_jax.training.teaching import PART, comparison_loss, drawn_places, evidence_at, teaching_loss
 
 Batch = dict[str, jax.Array]
-RegionOfKeys = Callable[[jax.Array, dict[str, jax.Array], jax.Array], jax.Array]
+# Keys [B], the batch, outputs of the coarse look, its boxes [B, 4] -> where to look again [B, 4].
+RegionOfKeys = Callable[[jax.Array, Batch, dict[str, jax.Array], jax.Array], jax.Array]
+LOOKS = 4  # places of each example that second looks compare: the one that is learned from, and as many more
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Task:
         test_region: rule for the second look in evaluation and prediction; None looks once.
         side: of the second look, a fraction of the raw image; 0 where the region says how large it is.
         cell_offset: of the feature maps' cells, see `soft_box`.
-        teach: weight of the table's teaching where the batch holds `evidence`.
+        teach: weight of what teaches the region, see `training.teaching`.
         mix: (keys [B], raw images, labels, coarse boxes) -> `augment.mix_examples`'s part of a batch, or None.
         label_smoothing: share of the target that all classes have in equal parts.
     """
@@ -100,9 +110,6 @@ def cross_entropy(logits: jax.Array, batch: Batch, *, smoothing: float = 0.0) ->
 def _look_twice(
     task: Task, params: Any, probes: Any, state: Any, batch: Batch, keys: jax.Array, region: Region | None
 ) -> dict[str, Look]:
-    def prepare(views: jax.Array) -> jax.Array:
-        return task.normalise(views if task.random_colour is None else task.random_colour(keys, views))
-
     collections = {"perturbations": probes} if probes else {}
     return two_looks(
         task.network,
@@ -113,10 +120,15 @@ def _look_twice(
         region=region,
         view_size=task.view_size,
         fine_size=task.fine_size,
-        prepare=prepare,
+        prepare=_prepare(task, keys),
         train=True,
         **collections,
     )
+
+
+def _prepare(task: Task, keys: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """Views with values 0..255 of the examples of `keys` -> network input."""
+    return lambda views: task.normalise(views if task.random_colour is None else task.random_colour(keys, views))
 
 
 def _view_metrics(task: Task, logits: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
@@ -127,7 +139,14 @@ def _view_metrics(task: Task, logits: dict[str, jax.Array], batch: Batch) -> dic
     return metrics
 
 
-def _finish(task: Task, state: Any, batch: Batch, logits: dict[str, jax.Array], looks: dict[str, Look]) -> Any:
+def _finish(
+    task: Task,
+    state: Any,
+    batch: Batch,
+    logits: dict[str, jax.Array],
+    looks: dict[str, Look],
+    teaching: jax.Array | None,
+) -> Any:
     """Mean of the views' cross entropies plus the weighted losses of the coarse look's centres and region."""
     metrics = _view_metrics(task, logits, batch)
     loss = jnp.mean(jnp.stack([metrics[f"{name}/loss"] for name in logits]))
@@ -135,28 +154,28 @@ def _finish(task: Task, state: Any, batch: Batch, logits: dict[str, jax.Array], 
     if pooled is not None:
         metrics["center_loss"] = jnp.mean(center_loss(pooled, state.centers, batch["label"]))
         loss = loss + task.center_weight * metrics["center_loss"]
-    evidence = _evidence(task, batch, looks["coarse"].out, looks["coarse"].box)
-    if evidence is not None:
-        metrics["teaching_loss"] = teaching_loss(looks["coarse"].out["region_logits"], evidence)
-        loss = loss + task.teach * metrics["teaching_loss"]
+    if teaching is not None:
+        metrics["teaching_loss"] = teaching
+        loss = loss + task.teach * teaching
     # Until there is a fine look, its running statistics follow the coarse ones: that is the copy they start from.
     batch_stats = {"coarse": looks["coarse"].batch_stats, "fine": looks.get("fine", looks["coarse"]).batch_stats}
     return loss, Aux({"loss": loss, **metrics}, batch_stats, pooled)
 
 
-def _evidence(task: Task, batch: Batch, out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array | None:
-    """What the table says of the coarse look's cells [B, h, w], if there is one."""
-    if "evidence" not in batch:
-        return None
-    cells: Any = out["region_logits"].shape[1:]
-    places = {"cells": cells, "side": PART * task.side, "cell_offset": task.cell_offset}
-    return evidence_at(batch["evidence"], batch["window"], coarse_box, **places)
-
-
 def coarse_loss(task: Task, params: Any, probes: Any, state: Any, batch: Batch, keys: jax.Array) -> Any:
-    """One look: CE(coarse) + lambda * L_A; CE alone for a network without attention (the baseline)."""
+    """One look: CE(coarse) + lambda * L_A; CE alone for a network without attention (the baseline).
+
+    A batch that holds `evidence` teaches the region by it.
+    """
     looks = _look_twice(task, params, probes, state, batch, keys, region=None)
-    return _finish(task, state, batch, {"coarse": looks["coarse"].logits}, looks)
+    coarse, teaching = looks["coarse"], None
+    if "evidence" in batch:
+        logits = coarse.out["region_logits"]
+        cells: Any = logits.shape[1:]
+        squares = {"side": PART * task.side, "cell_offset": task.cell_offset}
+        evidence = evidence_at(batch["evidence"], batch["window"], coarse.box, cells=cells, **squares)
+        teaching = teaching_loss(logits, evidence)
+    return _finish(task, state, batch, {"coarse": coarse.logits}, looks, teaching)
 
 
 def fine_loss(
@@ -169,54 +188,90 @@ def fine_loss(
     *,
     region: RegionOfKeys,
     drop_view: bool,
+    compare: bool = False,
 ) -> Any:
     """Two looks: mean of both CEs, and with `drop_view` of a third one, WS-DAN's drop view's, + lambda * L_A.
 
-    region: (keys [B], outputs of the coarse look, its boxes [B, 4]) -> boxes [B, 4], both in raw coordinates.
+    With `compare` second looks at the places of `drawn_region` teach the region, which is then to be that.
     """
 
     def look_at(out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array:
-        evidence = _evidence(task, batch, out, coarse_box)
-        if evidence is not None:
-            # Where the label was told, given what it is: a classifier learns little of places where nothing is.
-            out = out | {"region_logits": out["region_logits"] + evidence / SHARPNESS}
-        return region(keys, out, coarse_box)
+        return region(keys, batch, out, coarse_box)
 
     looks = _look_twice(task, params, probes, state, batch, keys, region=look_at)
     logits = {name: seen.logits for name, seen in looks.items()}
     if drop_view:
         logits["drop"] = _drop_logits(task, params, state, looks["coarse"], keys)
-    return _finish(task, state, batch, logits, looks)
+    teaching = _compared(task, params, state, batch, keys, looks) if compare else None
+    return _finish(task, state, batch, logits, looks, teaching)
 
 
-def taught_region(keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array:
+def _compared(task: Task, params: Any, state: Any, batch: Batch, keys: jax.Array, looks: dict[str, Look]) -> jax.Array:
+    """What second looks at `LOOKS` places tell teaches the region.
+
+    The first is the one that is learned from; from the others nothing is, and no running statistics follow them.
+    """
+    region_logits, view = looks["coarse"].out["region_logits"], looks["coarse"].box
+    cells, places = _drawn(keys, region_logits, cell_offset=task.cell_offset)
+    raw, size, prepare = batch["image"], task.fine_size, _prepare(task, keys)
+    boxes = [square_at(places[:, number], view, side=task.side) for number in range(1, LOOKS)]
+    views = [prepare(crop_and_resize(raw, box, size, antialias=raw.shape[-3] > size)) for box in boxes]
+    others, _, _ = see(
+        task.network, jax.lax.stop_gradient(params), state.batch_stats["fine"], jnp.concatenate(views), train=True
+    )
+    logits = jnp.stack([looks["fine"].logits, *jnp.split(others, LOOKS - 1)], axis=1)  # [B, LOOKS, C]
+    told = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), batch["label"][:, None, None], axis=-1)[..., 0]
+    return comparison_loss(region_logits, cells, told, sharpness=SHARPNESS)
+
+
+def _drawn(keys: jax.Array, region_logits: jax.Array, *, cell_offset: float) -> tuple[jax.Array, jax.Array]:
+    keys = augment.stream(keys, augment.REGION)
+    return drawn_places(keys, region_logits, count=LOOKS, cell_offset=cell_offset, sharpness=SHARPNESS)
+
+
+def taught_region(keys: jax.Array, batch: Batch, out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array:
     """The learned box, of Coarse2Fine."""
-    del keys
+    del keys, batch
     return learned_region(out, coarse_box)
 
 
 def drawn_region(
-    keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, side: float, cell_offset: float
+    keys: jax.Array,
+    batch: Batch,
+    out: dict[str, jax.Array],
+    coarse_box: jax.Array,
+    *,
+    side: float,
+    cell_offset: float,
 ) -> jax.Array:
     """A square of `side` at a place drawn from the learned distribution, so that the classifier sees several."""
-    keys = augment.stream(keys, augment.REGION)
-    place = drawn_place(keys, out["region_logits"], cell_offset=cell_offset, sharpness=SHARPNESS)
-    return square_at(place, coarse_box, side=side)
+    del batch
+    _, places = _drawn(keys, out["region_logits"], cell_offset=cell_offset)
+    return square_at(places[:, 0], coarse_box, side=side)
 
 
 def random_region(
-    keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, min_side: float, max_side: float
+    keys: jax.Array,
+    batch: Batch,
+    out: dict[str, jax.Array],
+    coarse_box: jax.Array,
+    *,
+    min_side: float,
+    max_side: float,
 ) -> jax.Array:
     """Its control: random squares of the coarse view with sides U(min_side, max_side), keyed by example and step."""
-    del out
+    del batch, out
     region_keys = augment.stream(keys, augment.REGION)
     places = augment.random_places(region_keys)
     boxes = augment.random_boxes(region_keys, places, min_side=min_side, max_side=max_side, flip=False)
     return compose(coarse_box, boxes)
 
 
-def sampled_crop_region(keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, size: int) -> jax.Array:
+def sampled_crop_region(
+    keys: jax.Array, batch: Batch, out: dict[str, jax.Array], coarse_box: jax.Array, *, size: int
+) -> jax.Array:
     """WS-DAN's: one sampled map, resized to `size`, at a random threshold, padded by 0.1."""
+    del batch
     box = threshold_box(_sampled_map(keys, 0, out, size), _thresholds(keys, 1, 0.4, 0.6), padding=0.1)
     return compose(coarse_box, box)
 

@@ -1,10 +1,12 @@
-"""Labels teach where to look: a table of what each place of a photo tells about its label.
+"""What a look at each of several places tells about the label teaches where to look.
 
-`log P(y | square k)`, of classifiers that were not fitted to the photo, says how much a look at k would tell. With the
-region's distribution q, ``sum_k q_k P(y | square k)`` is how likely the label is to one who looks where q says, and q
-learns minus its logarithm. The gradient by q's logits is q - t, ``t ~ q_k P(y | square k)``: whole looks are compared
-wherever they lie, nothing is drawn, and the classifiers that judge stay as they are, so that none praises himself. A
-gradient through the crop holds for a quarter of a pixel only (docs/findings.md).
+With the region's distribution q, ``sum_k q_k P(y | look at k)`` is how likely the label is to one who looks where q
+says, and q learns minus its logarithm. The gradient by q's logits is q - t, ``t ~ q_k P(y | look at k)``: whole looks
+are compared wherever they lie, where a gradient through the crop holds for a quarter of a pixel (docs/findings.md).
+
+In the coarse stage, when the network tells nothing of any place, k goes over all places of a photo and P is a table of
+classifiers that were not fitted to it. In the fine stage k goes over a few places drawn from q, and P is what second
+looks at them say.
 """
 
 from typing import Any
@@ -94,18 +96,38 @@ def teaching_loss(region_logits: jax.Array, evidence: jax.Array) -> jax.Array:
     return -jnp.mean(jax.nn.logsumexp(q + evidence - jnp.max(evidence, axis=-1, keepdims=True), axis=-1))
 
 
-def drawn_place(keys: jax.Array, region_logits: jax.Array, *, cell_offset: float, sharpness: float) -> jax.Array:
-    """A place in each view, drawn from the region's distribution to the power `sharpness`; anywhere in its cell.
+def comparison_loss(region_logits: jax.Array, cells: jax.Array, told: jax.Array, *, sharpness: float) -> jax.Array:
+    """``-log mean_k P(label | look at k)`` over places drawn from softmax(sharpness * region_logits), and its gradient.
 
-    keys [B]; region_logits [B, h, w]. -> (y, x) [B, 2] in view coordinates; no gradient.
+    Each place's weight among those drawn is the same, but has the gradient of its probability; by the logits it is
+    1/K - t, ``t ~ P(label | look at k)``. Mean over the batch, divided by `sharpness`; none by `told`.
+
+    Args:
+        region_logits: [B, h, w].
+        cells: int [B, K] of `drawn_places`.
+        told: log P(label | look at k) [B, K].
+        sharpness: of the draw.
+    """
+    chosen = sharpness * jnp.take_along_axis(region_logits.reshape(len(cells), -1), cells, axis=-1)
+    weights = jax.nn.log_softmax(chosen - jax.lax.stop_gradient(chosen), axis=-1)
+    return -jnp.mean(jax.nn.logsumexp(weights + jax.lax.stop_gradient(told), axis=-1)) / sharpness
+
+
+def drawn_places(
+    keys: jax.Array, region_logits: jax.Array, *, count: int, cell_offset: float, sharpness: float
+) -> tuple[jax.Array, jax.Array]:
+    """Places in each view, drawn from softmax(sharpness * region_logits), each anywhere in its cell; no gradient.
+
+    keys [B]; region_logits [B, h, w]. -> cells int [B, count], by rows; their places (y, x) [B, count, 2] in view
+    coordinates.
     """
     h, w = region_logits.shape[1:]
 
-    def one(key: jax.Array, logits: jax.Array) -> jax.Array:
+    def one(key: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         cell_key, jitter_key = jax.random.split(key)
-        cell = jax.random.categorical(cell_key, sharpness * logits.reshape(-1))
-        jitter = jax.random.uniform(jitter_key, (2,), logits.dtype) - cell_offset
-        return (jnp.stack([cell // w, cell % w]) + jitter) / jnp.array([h, w], logits.dtype)
+        cells = jax.random.categorical(cell_key, sharpness * logits.reshape(-1), shape=(count,))
+        jitter = jax.random.uniform(jitter_key, (count, 2), logits.dtype) - cell_offset
+        return cells, (jnp.stack([cells // w, cells % w], axis=-1) + jitter) / jnp.array([h, w], logits.dtype)
 
-    place: Any = jax.vmap(one)(keys, jax.lax.stop_gradient(region_logits))
-    return place
+    drawn: Any = jax.vmap(one)(keys, jax.lax.stop_gradient(region_logits))
+    return drawn

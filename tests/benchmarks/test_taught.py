@@ -1,37 +1,29 @@
-"""Rows of boards and birds: which squares hold what is annotated, and what a report says of lines."""
+"""Rows of boards and birds: where an oracle looks, and what a report says of lines."""
 
-from types import SimpleNamespace
-
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from benchmarks import taught
-from c2f_jax.evaluation.discriminants import POWER
-from c2f_jax.runs.evidence import GRID
-from c2f_jax.training.teaching import PART
+from c2f_jax.kernels import compose, contains
+from c2f_jax.training import augment
 
 
-def run_of(examples, *, side, keep_aspect):
-    config = ConfigDict({"region": {"side": side}, "augment": {"keep_aspect": keep_aspect}})
-    return SimpleNamespace(config=config, splits=SimpleNamespace(train=examples, class_names=("a", "b")))
-
-
-@pytest.mark.parametrize("keep_aspect", [False, True])
-def test_an_annotated_place_is_told_by_the_squares_that_hold_it(keep_aspect):
-    image, side = np.zeros((40, 80, 3), np.uint8), 0.5
-    places = [(0.3, 0.7), (0.02, 0.98), (0.5, 0.5)]
-    examples = [{"image": image, "box": np.array([y - 0.01, x - 0.01, y + 0.01, x + 0.01])} for y, x in places]
-    table = taught.annotated(run_of(examples, side=side, keep_aspect=keep_aspect), taught.defect)
-    # Sides of the table's squares in fractions of the photo, which is twice as wide as high.
-    h, w = PART * side, PART * side * (0.5 if keep_aspect else 1.0)
-    for number, (y, x) in enumerate(places):
-        for row in range(GRID):
-            for column in range(GRID):
-                top, left = row / (GRID - 1) * (1 - h), column / (GRID - 1) * (1 - w)
-                holds = top < y < top + h and left < x < left + w
-                assert table[number, row, column] == (0.0 if holds else np.float32(POWER * np.log(0.5)))
-        assert (table[number] == 0).any()
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_an_oracle_looks_where_it_is_annotated(mirrored):
+    """In a view of a window of the photo, whichever way round it lies."""
+    window = jnp.tile(jnp.array([[0.0, 0.2, 1.0, 0.7]]), (50, 1))  # of a photo twice as wide as high
+    view = jnp.tile(jnp.array([[0.9, 0.1, 0.1, 0.9]]) if mirrored else jnp.array([[0.1, 0.1, 0.9, 0.9]]), (50, 1))
+    place = jnp.stack([jnp.full(50, 0.4), jnp.full(50, 0.5)], axis=-1)
+    batch = {"window": window, "box": jnp.concatenate([place, place], axis=-1)}
+    keys = augment.example_keys(0, jnp.int32(0), jnp.arange(50))
+    out = {"place": jnp.full((50, 2), 0.5)}
+    boxes = compose(window, taught.annotated_region(keys, batch, out, view, place=taught.defect, side=0.3))
+    assert bool(jnp.all(contains(boxes, place[:, None])))
+    np.testing.assert_allclose(
+        jnp.abs(boxes[:, 2:] - boxes[:, :2]), jnp.tile(jnp.array([[0.3, 0.15]]), (50, 1)), atol=1e-6
+    )
+    assert np.std(boxes[:, 0]) > 0.02 and bool(jnp.all((boxes[:, 0] > boxes[:, 2]) == mirrored))
 
 
 def test_the_head_is_the_mean_of_its_visible_parts():
