@@ -29,8 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.region.box_gradient = "all"  # what tells a defect from a conductor has to be learned below the attention
     config.region.box_gradient_scale = 1.0
     config.loss.drop_view = False
-    config.stages.coarse_epochs = 1.0
-    config.stages.fine_epochs = 3.0
+    # Second looks judge places well once the first has learned what there is to be found.
+    config.stages.coarse_epochs = 3.0
+    config.stages.fine_epochs = 2.0
     # By SGD at 5e-3, as birds learn, a thousand steps leave nearly all of this unlearned (docs/findings.md).
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3

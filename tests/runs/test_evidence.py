@@ -1,6 +1,7 @@
 """The table that teaches is made once, and read by whoever goes on."""
 
 import json
+import operator
 
 import numpy as np
 import pytest
@@ -11,21 +12,35 @@ from c2f_jax.runs.build import build
 from c2f_jax.runs.loop import train_and_evaluate
 from tests.tiny import tiny_config
 
+TEACHING = {"region__side": 0.42, "region__teach": 1.0, "region__box_gradient": "mapping"}
+
+
+def taught_at(workdir):
+    """The steps up to which logged steps were taught, and those of all."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["split"] == "train"]
+    return [line["step"] for line in steps if "teaching_loss" in line], [line["step"] for line in steps]
+
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory):
+def taught(tmp_path_factory, finished):
     workdir = tmp_path_factory.mktemp("taught")
-    config = tiny_config(region__side=0.42, region__teach=1.0, region__box_gradient="mapping")
+    config = tiny_config(init_from=str(finished[0]), **TEACHING)
     return config, workdir, train_and_evaluate(config, workdir)
 
 
-def test_a_run_is_taught_from_the_fine_stage_on(taught):
-    config, workdir, results = taught
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    taught_at = [line["step"] for line in lines if "teaching_loss" in line]
-    assert taught_at and min(taught_at) > 10 and results["box/mean_area"] == pytest.approx(0.42**2, rel=1e-4)
+def test_a_table_teaches_the_coarse_stage_and_second_looks_the_fine_one(taught):
+    _, workdir, results = taught
+    assert operator.eq(*taught_at(workdir)) and results["box/mean_area"] == pytest.approx(0.42**2, rel=1e-4)
     table = np.load(workdir / evidence.FILE)
     assert table.shape == (80, evidence.GRID, evidence.GRID) and (table < 0).all() and table.std() > 0
+
+
+def test_new_weights_can_tell_no_places(tmp_path):
+    """From scratch there is no table: only second looks teach."""
+    train_and_evaluate(tiny_config(**TEACHING), tmp_path)
+    steps, of_all = taught_at(tmp_path)
+    assert steps == [step for step in of_all if step > 10] and not (tmp_path / evidence.FILE).exists()
 
 
 def test_its_table_must_stay(taught, tmp_path):

@@ -1,5 +1,6 @@
 """The table in a view's cells, against SciPy; the loss and its gradient; what it teaches."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -12,7 +13,8 @@ from scipy.special import softmax
 from c2f_jax.kernels import compose
 from c2f_jax.runs.build import build
 from c2f_jax.training import steps
-from c2f_jax.training.teaching import cover, drawn_place, evidence_at, teaching_loss
+from c2f_jax.training.teaching import comparison_loss, cover, drawn_places, evidence_at, teaching_loss
+from c2f_jax.training.train_state import switch_stage
 from tests.tiny import tiny_config
 
 SIDE, GRID = 0.4, 6
@@ -86,13 +88,74 @@ def test_the_losss_gradient_is_q_minus_the_posterior():
 def test_places_are_drawn_by_the_sharpened_distribution():
     logits = jnp.log(jnp.array([[[0.1, 0.2], [0.3, 0.4]]]))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    place = drawn_place(keys, jnp.broadcast_to(logits, (len(keys), 2, 2)), cell_offset=0.0, sharpness=2.0)
-    assert jnp.all((place >= 0) & (place < 1))
-    cell = np.floor(np.asarray(place) * 2) @ [2, 1]
-    shares = np.bincount(cell.astype(int), minlength=4) / len(keys)
-    np.testing.assert_allclose(shares, np.array([1, 4, 9, 16]) / 30, atol=0.015)
-    within = np.asarray(place) * 2 % 1
+    drawn = partial(drawn_places, count=2, cell_offset=0.0, sharpness=2.0)
+    cells, places = drawn(keys, jnp.broadcast_to(logits, (len(keys), 2, 2)))
+    assert jnp.all((places >= 0) & (places < 1))
+    np.testing.assert_array_equal(cells, (np.floor(np.asarray(places) * 2) @ [2, 1]).astype(int))
+    both = np.bincount(np.asarray(cells) @ [4, 1], minlength=16).reshape(4, 4) / len(keys)
+    shares = np.array([1, 4, 9, 16]) / 30
+    np.testing.assert_allclose(both, np.outer(shares, shares), atol=0.015)  # one draw says nothing of the other
+    within = np.asarray(places) * 2 % 1
     np.testing.assert_allclose([within.mean(), within.std()], [0.5, 12**-0.5], atol=0.01)
+
+
+def test_comparing_drawn_places():
+    """By the chosen logits 1/K - t, and nothing by what the looks told; a place drawn twice has both its shares."""
+    logits, told = jax.random.normal(jax.random.key(0), (2, 3, 4)), -jnp.array([[0.1, 2.0, 2.0], [1.0, 0.5, 3.0]])
+    cells = jnp.array([[0, 5, 11], [7, 7, 2]])
+    loss = partial(comparison_loss, sharpness=3.0)
+    value, (gradient, by_told) = jax.value_and_grad(loss, argnums=(0, 2))(logits, cells, told)
+    np.testing.assert_allclose(value, -np.log(np.exp(told).mean(1)).mean() / 3, rtol=1e-6)
+    want = np.zeros((2, 12))
+    np.add.at(want, (np.arange(2)[:, None], cells), (1 / 3 - softmax(np.asarray(told), axis=1)) / 2)
+    np.testing.assert_allclose(gradient, want.reshape(2, 3, 4), atol=1e-6)
+    assert not np.any(by_told)
+
+
+def test_comparing_finds_the_place_that_tells():
+    """From places that are all alike to the one where a look is sure of the label: 0.9, and 0.2 elsewhere."""
+
+    @jax.jit
+    def step(key, logits):
+        cells, _ = drawn_places(jax.random.split(key, 64), logits, count=4, cell_offset=0.0, sharpness=3.0)
+        told = jnp.log(jnp.where(cells == 6, 0.9, 0.2))
+        return logits - 64 * 0.05 * jax.grad(comparison_loss)(logits, cells, told, sharpness=3.0)
+
+    logits = jnp.zeros((64, 4, 4))
+    for number in range(200):
+        logits = step(jax.random.key(number), logits)
+    found = softmax(3.0 * np.asarray(logits).reshape(64, 16), axis=-1)
+    assert np.mean(found.argmax(-1) == 6) > 0.9 and found[:, 6].mean() > 0.8
+
+
+def with_a_score(state):
+    """The state with a score head that is not at its zero start, where only its last layer has a gradient."""
+    score = state.params["inverse_mapping"]["score"]
+    moved = {**score, "kernel": jax.random.normal(jax.random.key(2), score["kernel"].shape)}
+    return state.replace(
+        params={**state.params, "inverse_mapping": {**state.params["inverse_mapping"], "score": moved}}
+    )
+
+
+def largest_of(change):
+    return {name: max(jax.tree.leaves(part)) for name, part in change.items()}
+
+
+@pytest.mark.parametrize("box_gradient", ["mapping", "all"])
+def test_what_second_looks_teach(box_gradient):
+    """The region's own gradient by what they tell; of the classifier, and of running statistics, nothing."""
+    run = build(tiny_config(region__side=0.42, region__teach=1.0, region__box_gradient=box_gradient))
+    stage, state = run.stages[1], with_a_score(switch_stage(run.create_state(), run.stages[1]))
+    batch = jax.tree.map(jnp.asarray, dict(next(run.training_batches(stage.start))))
+    tasks = (run.task, replace(run.task, teach=0.0))
+    compute = [jax.jit(partial(steps._loss_and_gradients, task=task, stage=stage, seed=0)) for task in tasks]
+    (taught, metrics, stats, _), (untaught, _, same_stats, _) = (one(state, batch) for one in compute)
+    assert metrics["teaching_loss"] > 0
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), stats, same_stats)
+    largest = largest_of(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), taught, untaught))
+    assert largest["inverse_mapping"] > 1e-4 and largest["head"] < 1e-6
+    for below in ("attention", "backbone"):
+        assert (largest[below] > 1e-5) is (box_gradient == "all"), largest
 
 
 @pytest.mark.parametrize("box_gradient", ["mapping", "all"])
@@ -100,21 +163,16 @@ def test_what_a_table_teaches(box_gradient):
     """The region's own gradient by the table: of the score head, and under "all" of what it looks at."""
     config = tiny_config(region__side=0.42, region__teach=1.0, region__box_gradient=box_gradient)
     run = build(config)
-    stage, state = run.stages[0], run.create_state()
+    stage, state = run.stages[0], with_a_score(run.create_state())
     table = np.random.default_rng(0).normal(size=(len(run.labels), GRID, GRID))
     batch = jax.tree.map(jnp.asarray, dict(next(run.training_batches(stage.start, table))))
     assert batch["evidence"].shape == (8, GRID, GRID)
-    score = state.params["inverse_mapping"]["score"]
-    moved = {**score, "kernel": jax.random.normal(jax.random.key(2), score["kernel"].shape)}
-    state = state.replace(
-        params={**state.params, "inverse_mapping": {**state.params["inverse_mapping"], "score": moved}}
-    )
     compute = jax.jit(partial(steps._loss_and_gradients, task=run.task, stage=stage, seed=0))
     taught, metrics, *_ = compute(state, batch)
     other, *_ = compute(state, {**batch, "evidence": batch["evidence"][::-1]})
     assert metrics["teaching_loss"] > 0
     change = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), taught, other)
-    largest = {name: max(jax.tree.leaves(part)) for name, part in change.items()}
+    largest = largest_of(change)
     assert largest["inverse_mapping"] > 1e-4 and largest["head"] == 0
     for below in ("attention", "backbone"):
         assert (largest[below] > 0) is (box_gradient == "all"), largest
