@@ -98,8 +98,8 @@ def get_config() -> ml_collections.ConfigDict:
     # is wide (ours).
     region.side = 0.0
     region.view_size = 0  # pixels along each side of the second look; 0: as many as the first (ours)
-    # Weight of a table of what each place of a training photo tells of its label, which teaches the region of
-    # coarse2fine; 0: none. Needs region.side (ours).
+    # Weight of what teaches the region of coarse2fine: in the coarse stage, where the weights are not new, a table of
+    # what each place of a training photo tells of its label; in the fine stage second looks. Needs region.side (ours).
     region.teach = 0.0
 
     config.loss = loss = ml_collections.ConfigDict()

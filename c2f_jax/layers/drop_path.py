@@ -50,7 +50,8 @@ class DropPath(Dropping):
 def dropping(keys: jax.Array) -> Iterator[None]:
     """What is traced within drops what its `Dropping` modules say. keys: of the batch's examples [B].
 
-    An example's draws depend on its key, the module and how often that was called before: a second look has its own.
+    An example's draws depend on its key, the module and how often that was called before: a second look has its own. Of
+    the batch several times over, one after the other, each has its own too, the first those of the batch alone.
     """
     calls: Counter[str] = Counter()
 
@@ -61,7 +62,10 @@ def dropping(keys: jax.Array) -> Iterator[None]:
         path = "/".join(module.path)
         number = zlib.crc32(f"{path} {calls[path]}".encode())
         calls[path] += 1
-        return module.drop(jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(number)), args[0], module.rate)
+        fold = jax.vmap(jax.random.fold_in, (0, None))
+        drawn = fold(keys, jnp.uint32(number))
+        others = [fold(drawn, again) for again in range(1, len(args[0]) // len(keys))]
+        return module.drop(jnp.concatenate([drawn, *others]), args[0], module.rate)
 
     with nn.intercept_methods(draw):
         yield

@@ -96,7 +96,11 @@ def test_an_example_has_its_own_draw_wherever_it_lies_and_none_outside_of_traini
         first, second = (np.asarray(layer.apply({}, x)) for _ in range(2))
     with dropping(KEYS[::-1]):
         turned = np.asarray(layer.apply({}, x[::-1]))
+    with dropping(KEYS):
+        thrice = np.split(np.asarray(layer.apply({}, jnp.concatenate([x, x, x]))), 3)
     np.testing.assert_array_equal(turned[::-1], first)
+    np.testing.assert_array_equal(thrice[0], first)
+    assert not any(np.array_equal(thrice[one], thrice[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
     assert not np.array_equal(first, second)  # of two looks
 
     places = NamedSharding(parallel.make_mesh(), PartitionSpec("data"))
