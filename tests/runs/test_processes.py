@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e-4")
 # In the coarse stage a table teaches where to look, which those who begin make and others read; then second looks do.
 SETTINGS += ("--config.region.side=0.42", "--config.region.teach=1.0", "--config.region.box_gradient=mapping")
-SETTINGS += ("--config.init_from=tests/runs/earlier/run",)
 
 
 def losses(workdir):
@@ -38,11 +37,12 @@ def until(run, came, timeout=200):
 
 
 @pytest.mark.slow
-def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path, compiled):
+def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path, compiled, finished):
     """Through both stages: killed in two processes, stopped in two by pmap, gone on with in one of one device, stopped,
     ended in two; the losses are those of one process with four devices."""
     workdir, whole = tmp_path / "run", tmp_path / "whole"
-    run = Started(workdir, compiled, processes=2, devices=2, settings=SETTINGS)
+    settings = (*SETTINGS, f"--config.init_from={finished[0]}")  # new weights would make no table
+    run = Started(workdir, compiled, processes=2, devices=2, settings=settings)
     until(run, lambda: saved(workdir) >= 3)
     run.processes[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
@@ -53,7 +53,7 @@ def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path, compiled):
     assert "another process of this run was lost" in last and "go on from the last checkpoint" in last
     assert "Traceback" not in said and "Check failure" not in said
 
-    pmap = (*SETTINGS, "--config.parallel.backend=pmap", "--config.train.eval_batch_size=12")
+    pmap = (*settings, "--config.parallel.backend=pmap", "--config.train.eval_batch_size=12")
     before = saved(workdir)
     run = Started(workdir, compiled, processes=2, devices=2, settings=pmap)
     until(run, lambda: len(events(workdir)) > run.known + 1)
@@ -68,19 +68,19 @@ def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path, compiled):
     assert other_said.splitlines() == ["launch.py: finishing this step and saving"]
     assert json.loads((workdir / "config.json").read_text())["train"]["eval_batch_size"] == 12
 
-    run = Started(workdir, compiled, settings=SETTINGS)
+    run = Started(workdir, compiled, settings=settings)
     until(run, lambda: saved(workdir) > max(step, BOUNDARY))
     run.processes[0].send_signal(signal.SIGINT)
     ((code, said),) = run.finish()
     assert code == 130 and f"going on from step {step} of {TOTAL}" in said and "1 x cpu" in said
     assert BOUNDARY < saved(workdir) < TOTAL
 
-    run = Started(workdir, compiled, processes=2, devices=2, settings=SETTINGS)
+    run = Started(workdir, compiled, processes=2, devices=2, settings=settings)
     (code, said), (other_code, other_said) = run.finish()
     assert code == other_code == 0, said + other_said
     assert other_said == "" and (workdir / "samples.png").exists()
 
-    ((code, said),) = Started(whole, compiled, devices=4, settings=SETTINGS).finish()
+    ((code, said),) = Started(whole, compiled, devices=4, settings=settings).finish()
     assert code == 0, said
     found, expected = losses(workdir), losses(whole)
     assert found.keys() == expected.keys() and len(found) == TOTAL + 4 + 1
