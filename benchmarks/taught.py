@@ -36,7 +36,7 @@ from c2f_jax.evaluation.intervals import Judged
 from c2f_jax.evaluation.outcomes import difference
 from c2f_jax.kernels import compose, contains, invert
 from c2f_jax.memory import restart_with_huge_pages
-from c2f_jax.models.two_looks import log_probabilities, square_at
+from c2f_jax.models.two_looks import log_probabilities, look, square_at
 from c2f_jax.runs import loop
 from c2f_jax.runs.build import Run, build
 from c2f_jax.runs.checkpoint import read_latest
@@ -70,9 +70,9 @@ class Subject(NamedTuple):
 
 
 def defect(example: Any) -> tuple[Any, Any]:
-    """The middle of the annotated box."""
+    """The middle of the annotated box, which every example has."""
     box = example["box"]
-    return 0.5 * (box[..., :2] + box[..., 2:]), box[..., 0] >= 0
+    return 0.5 * (box[..., :2] + box[..., 2:]), box[..., 2] >= box[..., 0]
 
 
 def head(example: Any) -> tuple[Any, Any]:
@@ -130,59 +130,79 @@ SUBJECTS = {
 }
 
 
-def annotated_region(
-    keys: jax.Array,
+def annotated_squares(
     batch: dict[str, jax.Array],
     out: dict[str, jax.Array],
-    coarse_box: jax.Array,
+    view: jax.Array,
     *,
     place: Callable[[Any], tuple[Any, Any]],
     side: float,
+    shift: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """Squares that hold the annotated place, by up to 0.3 of their side away from their middle."""
+    """Squares [B, 4] in raw coordinates around the annotated places; where there is none, at the network's own.
+
+    Args:
+        batch: with its annotations.
+        out: of the first look at the views [B, 4].
+        view: these, in raw coordinates.
+        place: see `Subject`.
+        side: of the squares, a fraction of the raw image.
+        shift: [B, 2], of the places, in sides.
+    """
     middle, known = place(batch)
-    shift = jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-0.3, maxval=0.3))(stream(keys, REGION))
-    there = _in_view(middle, batch["window"], coarse_box)
-    return square_at(jnp.where(known[:, None], there + side * shift, out["place"]), coarse_box, side=side)
+    in_view = compose(invert(compose(batch["window"], view)), jnp.concatenate([middle, middle], axis=-1))[:, :2]
+    return square_at(jnp.where(known[:, None], in_view + side * shift, out["place"]), view, side=side)
 
 
-def _in_view(point: jax.Array, window: jax.Array, view: jax.Array) -> jax.Array:
-    """Points [B, 2] of the photo in the coordinates of a view [B, 4] of its window."""
-    return compose(invert(compose(window, view)), jnp.concatenate([point, point], axis=-1))[:, :2]
+def oracle_loss(
+    *args: Any, place: Callable[[Any], tuple[Any, Any]], side: float, drop_view: bool
+) -> tuple[jax.Array, losses.Aux]:
+    """`losses.fine_loss`, its second looks at the annotated places, up to 0.3 of their side away from their middle."""
+    *_, batch, _ = args
+
+    def region(keys: jax.Array, out: dict[str, jax.Array], view: jax.Array) -> jax.Array:
+        shift = jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-0.3, maxval=0.3))(stream(keys, REGION))
+        return annotated_squares(batch, out, view, place=place, side=side, shift=shift)
+
+    loss: tuple[jax.Array, losses.Aux] = losses.fine_loss(*args, region=region, drop_view=drop_view)
+    return loss
 
 
 def build_oracle(config: Any, *, place: Callable[[Any], tuple[Any, Any]]) -> Run:
     """`build`, with second looks at the annotated places in training."""
     run = build(config)
-    region = partial(annotated_region, place=place, side=config.region.side)
-    loss = partial(losses.fine_loss, region=region, drop_view=config.loss.drop_view)
+    loss = partial(oracle_loss, place=place, side=config.region.side, drop_view=config.loss.drop_view)
     return replace(run, stages=tuple(replace(one, loss=loss) if one.name == "fine" else one for one in run.stages))
 
 
 def measure(run: Run, model: dict[str, Any], place: Callable[[Any], tuple[Any, Any]]) -> dict[str, Any]:
     """Of the test part: what was right by each view under "own" and "annotated" regions, and what held the place."""
-    side = run.config.region.side
+    task, side = run.task, run.config.region.side
 
-    @partial(jax.jit, static_argnames="there")
-    def look(batch: dict[str, jax.Array], there: bool) -> dict[str, jax.Array]:
+    @jax.jit
+    def looked(batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
         middle, known = place(batch)
+        coarse = predict(replace(task, test_region=None), model["params"], model["batch_stats"], batch)["coarse"]
+        view = compose(invert(batch["window"]), coarse.box)
+        boxes = {"own": task.test_region(coarse.out, view)}
+        if side:
+            boxes["annotated"] = annotated_squares(batch, coarse.out, view, place=place, side=side)
+        found = {}
+        for name, box in boxes.items():
+            shown: dict[str, Any] = {"view_size": task.fine_size, "prepare": task.normalise, "train": False}
+            fine = look(task.network, model["params"], model["batch_stats"]["fine"], batch["image"], box, **shown)
+            views = log_probabilities({"coarse": coarse, "fine": fine})
+            inside = contains(compose(batch["window"], box), middle[:, None])[:, 0] & known
+            found[name] = {view: rank(values, batch["label"]) < 1 for view, values in views.items()}
+            found[name] |= {"inside": inside, "known": known}
+        return found
 
-        def region(out: dict[str, jax.Array], view: jax.Array) -> jax.Array:
-            there = _in_view(middle, batch["window"], view)
-            return square_at(jnp.where(known[:, None], there, out["place"]), view, side=side)
-
-        task = replace(run.task, test_region=region) if there else run.task
-        looks = predict(task, model["params"], model["batch_stats"], batch)
-        found = {view: rank(values, batch["label"]) < 1 for view, values in log_probabilities(looks).items()}
-        inside = contains(looks["fine"].box, middle[:, None])[:, 0] & known
-        return found | {"inside": inside, "known": known, "mask": batch["mask"] > 0}
-
-    found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in ("own", *(["annotated"] if side else []))}
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
     for batch in run.evaluation_batches(run.splits.test):
-        for name, views in found.items():
-            values = {view: np.asarray(right) for view, right in look(batch, name == "annotated").items()}
-            for view, right in values.items():
-                views.setdefault(view, []).append(right[values["mask"]])
+        counted = np.asarray(batch["mask"]) > 0
+        for name, views in looked(batch).items():
+            for view, right in views.items():
+                found.setdefault(name, {}).setdefault(view, []).append(np.asarray(right)[counted])
     return {name: {view: _hex(np.concatenate(right)) for view, right in views.items()} for name, views in found.items()}
 
 
@@ -195,6 +215,7 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
     keep_compiled(config.compilation_cache)
     source, config = source_state(ROOT), with_input_values(config)
     run: Any = build(config)  # whose sources may have groups
+    # The loop builds runs from configs, and no config tells what is annotated.
     loop.build = partial(build_oracle, place=place) if name == ORACLE else build
     workdir = runs / f"{subject}-{name}-seed{seed}"
     results = loop.train_and_evaluate(config, workdir)
@@ -204,8 +225,7 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
     accuracies = {key for key in last[0] if key.endswith("top_1_accuracy")}
     test = run.splits.test
     groups = getattr(test, "groups", None) or [str(number) for number in range(len(test))]
-    train = load(data, cache_dir=config.dataset.cache_dir)[0].groups if group else []
-    known = {group(one) for one in train} if group else set()
+    known = {group(one) for one in load(data, cache_dir=config.dataset.cache_dir)[0].groups} if group else set()
     return {
         **{"subject": subject, "name": name, "seed": seed, "overrides": rows[name], **source, **loop.environment()},
         **{key: results[key] for key in ("train_seconds", "seconds", "step")},

@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,12 +27,8 @@ class Dropping(nn.Module):
         rate: how much is dropped; 0: nothing.
     """
 
+    drop: ClassVar["staticmethod[[jax.Array, jax.Array, float], jax.Array]"]  # keys [B], x [B, ...], rate -> [B, ...]
     rate: float
-
-    @staticmethod
-    def drop(keys: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-        """keys [B], x [B, ...] -> [B, ...]."""
-        raise NotImplementedError
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -63,6 +63,14 @@ def threshold_region(out: dict[str, jax.Array], coarse_box: jax.Array, *, size: 
     return compose(coarse_box, threshold_box(mean_map, 0.1, padding=0.05))
 
 
+def crop_view(raw: jax.Array, box: jax.Array, view_size: int) -> jax.Array:
+    """What lies in `box` [B, 4] of raw [B, R, R, 3], with values 0..255: [B, view_size, view_size, 3].
+
+    It is antialiased whenever a box may be larger than the view; two taps alias beyond a reduction of about 2.
+    """
+    return crop_and_resize(raw, box, view_size, antialias=raw.shape[-3] > view_size)
+
+
 def see(
     network: nn.Module, params: Any, batch_stats: Any, view: jax.Array, *, train: bool, **collections: Any
 ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
@@ -88,11 +96,8 @@ def look(
     train: bool,
     **collections: Any,
 ) -> Look:
-    """Crops `box` [B, 4] out of raw [B, R, R, 3] and shows it to the network.
-
-    The crop is antialiased whenever a box may be larger than the view; two taps alias beyond a reduction of about 2.
-    """
-    view = prepare(crop_and_resize(raw, box, view_size, antialias=raw.shape[-3] > view_size))
+    """Crops `box` [B, 4] out of raw [B, R, R, 3] and shows it to the network."""
+    view = prepare(crop_view(raw, box, view_size))
     logits, out, batch_stats = see(network, params, batch_stats, view, train=train, **collections)
     return Look(box, view, logits, out, batch_stats)
 

@@ -174,6 +174,7 @@ def _train(
         )
         for stage in stages
     }
+    table_until = run.table_until
     evidence: np.ndarray | None = None
     batches: Iterator[Any] | None = None
 
@@ -260,11 +261,11 @@ def _train(
             stage = stage_at(stages, step)
             if step == stage.start:
                 state = run.backend.put_state(switch_stage(run.backend.get_state(state), stage))
-            if evidence is None and step < run.table_until:
+            if evidence is None and step < table_until:
                 evidence, batches = evidence_of(run, workdir, run.backend.get_state(state) if step == 0 else None), None
                 window_began = time.perf_counter()
-            elif evidence is not None and step >= run.table_until:
-                evidence, batches = None, None
+            elif evidence is not None and step >= table_until:
+                evidence, batches = None, None  # as of a run that goes on from here
             batches = batches or run.training_batches(step, evidence)
             asked_for = time.perf_counter()
             batch = next(batches)

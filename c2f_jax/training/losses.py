@@ -6,6 +6,7 @@ it is given, so the mean over equal shards is the loss of the global batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,23 +14,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from c2f_jax.kernels import (
-    center_loss,
-    compose,
-    crop_and_resize,
-    drop_mask,
-    resize_maps,
-    sample_attention_map,
-    threshold_box,
-)
+from c2f_jax.kernels import center_loss, compose, drop_mask, resize_maps, sample_attention_map, threshold_box
 from c2f_jax.models.inverse_mapping import SHARPNESS
-from c2f_jax.models.two_looks import Look, Region, learned_region, see, square_at, two_looks
+from c2f_jax.models.two_looks import Look, Region, crop_view, learned_region, see, square_at, two_looks
 from c2f_jax.training import augment
 from c2f_jax.training.teaching import PART, comparison_loss, drawn_places, evidence_at, teaching_loss
 
 Batch = dict[str, jax.Array]
-# Keys [B], the batch, outputs of the coarse look, its boxes [B, 4] -> where to look again [B, 4].
-RegionOfKeys = Callable[[jax.Array, Batch, dict[str, jax.Array], jax.Array], jax.Array]
+# Keys [B], outputs of the coarse look, its boxes [B, 4] -> where to look again [B, 4]; both in raw coordinates.
+RegionOfKeys = Callable[[jax.Array, dict[str, jax.Array], jax.Array], jax.Array]
 LOOKS = 4  # places of each example that second looks compare: the one that is learned from, and as many more
 
 
@@ -194,11 +187,7 @@ def fine_loss(
 
     With `compare` second looks at the places of `drawn_region` teach the region, which is then to be that.
     """
-
-    def look_at(out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array:
-        return region(keys, batch, out, coarse_box)
-
-    looks = _look_twice(task, params, probes, state, batch, keys, region=look_at)
+    looks = _look_twice(task, params, probes, state, batch, keys, region=partial(region, keys))
     logits = {name: seen.logits for name, seen in looks.items()}
     if drop_view:
         logits["drop"] = _drop_logits(task, params, state, looks["coarse"], keys)
@@ -213,9 +202,9 @@ def _compared(task: Task, params: Any, state: Any, batch: Batch, keys: jax.Array
     """
     region_logits, view = looks["coarse"].out["region_logits"], looks["coarse"].box
     cells, places = _drawn(keys, region_logits, cell_offset=task.cell_offset)
-    raw, size, prepare = batch["image"], task.fine_size, _prepare(task, keys)
     boxes = [square_at(places[:, number], view, side=task.side) for number in range(1, LOOKS)]
-    views = [prepare(crop_and_resize(raw, box, size, antialias=raw.shape[-3] > size)) for box in boxes]
+    prepare = _prepare(task, keys)
+    views = [prepare(crop_view(batch["image"], box, task.fine_size)) for box in boxes]
     others, _, _ = see(
         task.network, jax.lax.stop_gradient(params), state.batch_stats["fine"], jnp.concatenate(views), train=True
     )
@@ -229,49 +218,33 @@ def _drawn(keys: jax.Array, region_logits: jax.Array, *, cell_offset: float) -> 
     return drawn_places(keys, region_logits, count=LOOKS, cell_offset=cell_offset, sharpness=SHARPNESS)
 
 
-def taught_region(keys: jax.Array, batch: Batch, out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array:
+def taught_region(keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array:
     """The learned box, of Coarse2Fine."""
-    del keys, batch
+    del keys
     return learned_region(out, coarse_box)
 
 
 def drawn_region(
-    keys: jax.Array,
-    batch: Batch,
-    out: dict[str, jax.Array],
-    coarse_box: jax.Array,
-    *,
-    side: float,
-    cell_offset: float,
+    keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, side: float, cell_offset: float
 ) -> jax.Array:
     """A square of `side` at a place drawn from the learned distribution, so that the classifier sees several."""
-    del batch
     _, places = _drawn(keys, out["region_logits"], cell_offset=cell_offset)
     return square_at(places[:, 0], coarse_box, side=side)
 
 
 def random_region(
-    keys: jax.Array,
-    batch: Batch,
-    out: dict[str, jax.Array],
-    coarse_box: jax.Array,
-    *,
-    min_side: float,
-    max_side: float,
+    keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, min_side: float, max_side: float
 ) -> jax.Array:
     """Its control: random squares of the coarse view with sides U(min_side, max_side), keyed by example and step."""
-    del batch, out
+    del out
     region_keys = augment.stream(keys, augment.REGION)
     places = augment.random_places(region_keys)
     boxes = augment.random_boxes(region_keys, places, min_side=min_side, max_side=max_side, flip=False)
     return compose(coarse_box, boxes)
 
 
-def sampled_crop_region(
-    keys: jax.Array, batch: Batch, out: dict[str, jax.Array], coarse_box: jax.Array, *, size: int
-) -> jax.Array:
+def sampled_crop_region(keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, size: int) -> jax.Array:
     """WS-DAN's: one sampled map, resized to `size`, at a random threshold, padded by 0.1."""
-    del batch
     box = threshold_box(_sampled_map(keys, 0, out, size), _thresholds(keys, 1, 0.4, 0.6), padding=0.1)
     return compose(coarse_box, box)
 
