@@ -39,7 +39,7 @@ def until(run, came, timeout=200):
 @pytest.mark.slow
 def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path, compiled, finished):
     """Through both stages: killed in two processes, stopped in two by pmap, gone on with in one of one device, stopped,
-    ended in two; the losses are those of one process with four devices."""
+    ended in two; the losses are those of one process with one device, uninterrupted."""
     workdir, whole = tmp_path / "run", tmp_path / "whole"
     settings = (*SETTINGS, f"--config.init_from={finished[0]}")  # new weights would make no table
     run = Started(workdir, compiled, processes=2, devices=2, settings=settings)
@@ -80,13 +80,13 @@ def test_killed_stopped_and_gone_on_with_elsewhere(tmp_path, compiled, finished)
     assert code == other_code == 0, said + other_said
     assert other_said == "" and (workdir / "samples.png").exists()
 
-    ((code, said),) = Started(whole, compiled, devices=4, settings=settings).finish()
+    ((code, said),) = Started(whole, compiled, settings=settings).finish()  # by programs that are compiled by now
     assert code == 0, said
     found, expected = losses(workdir), losses(whole)
     assert found.keys() == expected.keys() and len(found) == TOTAL + 4 + 1
     assert found == pytest.approx(expected, abs=1e-4)
     results, expected = (json.loads((folder / "results.json").read_text()) for folder in (workdir, whole))
-    assert results.keys() == expected.keys() and results["device_count"] == 4
+    assert results.keys() == expected.keys() and (results["device_count"], expected["device_count"]) == (4, 1)
 
 
 def slurm(number):
