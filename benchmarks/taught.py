@@ -87,7 +87,7 @@ def birds() -> Any:
     config = cub50_lite0.get_config()
     config.update_from_flattened_dict(
         {
-            **{"region.side": 0.4, "region.teach": 1.0, "region.box_gradient": "all", "region.box_gradient_scale": 1.0},
+            **{"region.side": 0.4, "region.teach": 1.0, "region.box_gradient": "all", "region.box_gradient_scale": 0.1},
             **{"optimizer.region_factor": 1.0, "optimizer.restart": False},
             **{"stages.coarse_epochs": 2.0, "stages.fine_epochs": 10.0},
         }
