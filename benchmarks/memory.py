@@ -5,7 +5,7 @@ python -m benchmarks.memory --compile                      # in float32, and wit
 python -m benchmarks.memory --compile --backbone vit_small_patch14_reg4_dinov2 --view 448 --batch 8
 
 `kept_mib` is what automatic differentiation keeps of the backbone for the gradient of one look, before any compiler:
-the same for all devices. A step keeps as much for each of its looks, three in configs/cub.py and configs/cub_vit.py.
+the same for all devices. A step keeps as much for each of its looks, three in `cub_one_stage` and `cub_vit`.
 With `--compile`, `state_mib` is the train state (parameters, optimiser, statistics, averages) and `step_mib` what the
 program of such a step needs beside it while it runs, as the compiler for this machine's device says. Of a CPU's program
 that is a rough guide to other devices, which have other layouts and fuse otherwise.
@@ -51,7 +51,8 @@ def kept_mib(backbone: str, view: int, batch: int, *, dtype: str, remat: bool) -
 
 def compiled(backbone: str, view: int, batch: int) -> dict[str, int]:
     """MiB of the train state, and of what a step in float32 needs beside it."""
-    config = importlib.import_module("configs.cub_vit" if backbone.startswith("vit_") else "configs.cub").get_config()
+    name = "cub_vit" if backbone.startswith("vit_") else "cub_one_stage"
+    config = importlib.import_module(f"configs.{name}").get_config()
     config.model.backbone, config.model.view_size, config.model.dtype = backbone, view, "float32"
     config.model.pretrained, config.dataset.raw_size, config.train.batch_size = "", view * 8 // 7, batch
     task = methods.make_task(config, num_classes=CLASSES, axis_name=None)

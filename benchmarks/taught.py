@@ -4,7 +4,7 @@
     python -m benchmarks.taught run birds --data DIR --weights FILE --runs DIR [--only NAME ...] [--seeds 0]
     python -m benchmarks.taught report
 
-Boards: DeepPCB by `configs/deep_pcb.py`; birds: CUB-50 by `configs/cub50_lite0.py`; DIR and FILE as for these. A run
+Boards: DeepPCB by `configs/deep_pcb.py`; birds: CUB-50 by `configs/cub50_taught.py`; DIR and FILE as for these. A run
 goes on where it stopped; rows that are in `benchmarks/results/taught.jsonl` are not run again. `report` prints the
 tables in docs/findings.md from the lines alone.
 
@@ -44,7 +44,7 @@ from c2f_jax.runs.input_values import with_input_values
 from c2f_jax.training import losses
 from c2f_jax.training.augment import REGION, stream
 from c2f_jax.training.steps import predict
-from configs import cub50_lite0, deep_pcb
+from configs import cub50_taught, deep_pcb
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "taught.jsonl"
@@ -82,19 +82,6 @@ def head(example: Any) -> tuple[Any, Any]:
     return (example["parts"][..., HEAD, :] * seen[..., None]).sum(-2) / (count + (count == 0))[..., None], count > 0
 
 
-def birds() -> Any:
-    """`cub50_lite0` in two stages, its second look a square of the size of a head that labels put there."""
-    config = cub50_lite0.get_config()
-    config.update_from_flattened_dict(
-        {
-            **{"region.side": 0.4, "region.teach": 1.0, "region.box_gradient": "all", "region.box_gradient_scale": 0.1},
-            **{"optimizer.region_factor": 1.0, "optimizer.restart": False},
-            **{"stages.coarse_epochs": 2.0, "stages.fine_epochs": 10.0},
-        }
-    )
-    return config
-
-
 SUBJECTS = {
     "boards": Subject(
         deep_pcb.get_config,
@@ -109,7 +96,7 @@ SUBJECTS = {
         lambda group: group.split("/")[0],  # boards that look alike: the first folder of the photo's path
     ),
     "birds": Subject(
-        birds,
+        cub50_taught.get_config,
         {
             "taught": {},
             "untaught": UNTAUGHT,

@@ -1,36 +1,40 @@
-"""CUB-200-2011, ResNet-50 with ImageNet weights, 448 px views of 512 px images: WS-DAN's settings, our region.
+"""CUB-200-2011, ResNet-50 with ImageNet weights, Coarse2Fine: two stages, the second look taught where to look.
 
 python launch.py --config configs/cub.py                                             # fetches CUB-200-2011 (1.1 GB)
 python launch.py --config configs/cub.py --config.dataset.path=CUB_200_2011.tgz      # or the folder it unpacks to
 
-Hardware: one GPU or TPU host with 24 GB or more (a step of three float32 views keeps up to 18 GiB; with less,
---config.train.accumulate=2). No full run has been made yet, so neither its time nor its accuracy is known; WS-DAN, with
-the same backbone, view and number of views, needs about 160 epochs. The weights are fetched from the Hugging Face hub
-once; without a network give a safetensors file by --config.model.pretrained=FILE.
+First looks of 448 px at photos of 512 px, second looks of 256 px at squares of the size of a bird's head. Stages,
+region, losses, views and optimiser are those of configs/cub50_taught.py, settled by short runs at a reduced size: 50
+classes, photos of half the size, EfficientNet-Lite0 (docs/findings.md, "Birds"). Backbone, sizes and the number of
+epochs are not measured, and no full run has been made yet, so neither its time nor its accuracy is known.
+
+Hardware: one GPU or TPU host with 32 GB or more (by the count of docs/reproduce.md a step's gradient keeps 24 GiB);
+with less, --config.train.accumulate=2. The weights are fetched from the Hugging Face hub once; without a network give a
+safetensors file by --config.model.pretrained=FILE.
 """
 
 import ml_collections
 
-from configs import default
+from configs import cub50_taught
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Overrides of the defaults, which hold WS-DAN's settings."""
-    config = default.get_config()
-    config.dataset.name = "cub200_2011"
+    """Overrides of configs/cub50_taught.py."""
+    config = cub50_taught.get_config()
+    config.dataset.raw_size = 512
     # All 5,994 photos, as WS-DAN; while choosing settings set a tenth aside: --config.dataset.validation_fraction=0.1.
     config.dataset.validation_fraction = 0.0
     # torchvision's weights need torchvision's input.
     config.augment.mean = (123.675, 116.28, 103.53)
     config.augment.std = (58.395, 57.12, 57.375)
+    config.model.backbone = "resnet50"
     config.model.pretrained = "hf://timm/resnet50.tv_in1k@78f3ecfdb38e06d9b8397f662e7ab8fee96026fa"
-    # What won on CUB-50 at 128 px (docs/results.md), but for the region (docs/findings.md); not measured at this size.
-    config.region.box_gradient = "none"
-    # The floor of cub50_lite0 gave way within 36 epochs; what exceeds the map's mean does not depend on its level.
-    config.region.background = 1.0
-    config.region.kappa = 2.9
-    config.loss.drop_view = True
-    config.stages.coarse_epochs = 0.0
-    config.stages.fine_epochs = 160.0  # as WS-DAN
-    config.optimizer.schedule = "exponential"
+    config.model.output_stride = 0
+    config.model.view_size = 448
+    config.model.num_maps = 32
+    config.region.view_size = 256  # there 128 px for 102 of the photo, here for 205
+    config.region.cell_offset = 0.0  # not known of these weights
+    config.stages.coarse_epochs = 13.0  # a sixth of all, as there
+    config.stages.fine_epochs = 67.0
+    config.train.eval_every_epochs = 5.0
     return config

@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.drop_path = 0.1
     config.model.dtype = "bfloat16"
     config.model.remat = True  # the gradient of three looks keeps 6.5 GiB in place of 64 (docs/backbones.md)
-    # As in configs/cub.py.
+    # As in configs/cub_one_stage.py.
     config.region.box_gradient = "none"
     config.region.background = 1.0
     config.region.kappa = 2.9

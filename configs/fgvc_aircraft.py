@@ -1,4 +1,4 @@
-"""FGVC-Aircraft, 100 variants: the settings of configs/cub.py; WS-DAN's figures on it are of the same.
+"""FGVC-Aircraft, 100 variants: the settings of configs/cub_one_stage.py; WS-DAN's figures on it are of the same.
 
 python launch.py --config configs/fgvc_aircraft.py                                        # fetches it (2.75 GB)
 python launch.py --config configs/fgvc_aircraft.py --config.dataset.fields=label=family   # or manufacturer
@@ -8,11 +8,11 @@ No run has been made yet.
 
 import ml_collections
 
-from configs import cub
+from configs import cub_one_stage
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Overrides of configs/cub.py."""
-    config = cub.get_config()
+    """Overrides of configs/cub_one_stage.py."""
+    config = cub_one_stage.get_config()
     config.dataset.name = "fgvc_aircraft"
     return config

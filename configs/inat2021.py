@@ -9,12 +9,12 @@ yet, and nothing here was chosen by one.
 
 import ml_collections
 
-from configs import cub
+from configs import cub_one_stage
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Overrides of configs/cub.py."""
-    config = cub.get_config()
+    """Overrides of configs/cub_one_stage.py."""
+    config = cub_one_stage.get_config()
     config.dataset.name = "inat2021_mini"
     config.dataset.raw_size = 256
     config.model.view_size = 224

@@ -1,4 +1,4 @@
-"""NABirds, 555 classes: the settings of configs/cub.py for fewer epochs, as it has four times the photos.
+"""NABirds, 555 classes: the settings of configs/cub_one_stage.py for fewer epochs, as it has four times the photos.
 
 python launch.py --config configs/nabirds.py --config.dataset.path=nabirds.tar.gz
 
@@ -7,12 +7,12 @@ The archive is given to those who accept its terms, at dl.allaboutbirds.org/nabi
 
 import ml_collections
 
-from configs import cub
+from configs import cub_one_stage
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Overrides of configs/cub.py."""
-    config = cub.get_config()
+    """Overrides of configs/cub_one_stage.py."""
+    config = cub_one_stage.get_config()
     config.dataset.name = "nabirds"
     config.stages.fine_epochs = 50.0
     return config

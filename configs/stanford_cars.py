@@ -1,4 +1,4 @@
-"""Stanford Cars, 196 models: the settings of configs/cub.py; WS-DAN's figures on it are of the same.
+"""Stanford Cars, 196 models: the settings of configs/cub_one_stage.py; WS-DAN's figures on it are of the same.
 
 python launch.py --config configs/stanford_cars.py --config.dataset.path=DIR
 
@@ -8,11 +8,11 @@ made yet.
 
 import ml_collections
 
-from configs import cub
+from configs import cub_one_stage
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Overrides of configs/cub.py."""
-    config = cub.get_config()
+    """Overrides of configs/cub_one_stage.py."""
+    config = cub_one_stage.get_config()
     config.dataset.name = "stanford_cars"
     return config

@@ -101,7 +101,7 @@ def call(script, folder, *arguments):
         (["--config=configs/folder.py"], "--config.dataset.path=DIR"),
         (["--config=cub", "--config.dataset.path=nowhere.tgz"], "nowhere.tgz"),
         (["--config.train.batch_sizee=8"], "batch_size?"),  # of the default config
-        (["--config=nope"], "those that ship, in configs/, go by their names: cub, cub50_lite0, cub_vit, deep_pcb, "),
+        (["--config=nope"], "in configs/, go by their names: cub, cub50_lite0, cub50_taught, cub_one_stage, "),
         (["--config=mine/configs/nope.py"], "does not exist"),
         (["--mode=eval", "--workdir=none"], "train first: c2f-jax --workdir=none"),
         (["--zzz"], "see c2f-jax --help"),

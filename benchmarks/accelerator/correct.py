@@ -32,7 +32,7 @@ from c2f_jax.runs import build, methods, parallel
 from c2f_jax.training.stages import Stage
 from c2f_jax.training.steps import train_step
 from c2f_jax.training.train_state import create_train_state
-from configs import cub, paper_birds
+from configs import cub_one_stage, paper_birds
 
 KERNEL_TOLERANCE = 1e-4  # of float32 arithmetic without products in less; measured on CPU: up to 1e-5
 POOLING_TOLERANCE = 1e-5
@@ -51,7 +51,7 @@ def units(setting: Setting) -> dict[str, Unit]:
     if setting.rehearse:
         shorten_backbones()
     small = (paper_birds.get_config(), 32, 16, 8) if setting.rehearse else (paper_birds.get_config(), 192, 64, 32)
-    large = (cub.get_config(), 72, 64, 4) if setting.rehearse else (cub.get_config(), 160, 128, 16)
+    large = (cub_one_stage.get_config(), 72, 64, 4) if setting.rehearse else (cub_one_stage.get_config(), 160, 128, 16)
     return {
         "imports": imports,
         "crop": partial(crop, setting.rehearse),

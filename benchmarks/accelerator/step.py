@@ -22,7 +22,7 @@ from benchmarks.accelerator.common import Line, Setting, Unit, in_turn, number, 
 from benchmarks.accelerator.rehearsal import shorten_backbones
 from c2f_jax.data import pipeline
 from c2f_jax.data.raw import Raw
-from configs import cub, cub50_lite0
+from configs import cub50_lite0, cub_one_stage
 
 torch = steps.torch
 
@@ -40,8 +40,8 @@ class Case(NamedTuple):
     dtype: str
 
 
-_RESNET50 = Case(cub.get_config, "resnet50", "baseline", 448, 448, 1000, 64, "bfloat16")
-_CUB = Case(cub.get_config, "resnet50", "", 448, 512, 200, 12, "bfloat16")
+_RESNET50 = Case(cub_one_stage.get_config, "resnet50", "baseline", 448, 448, 1000, 64, "bfloat16")
+_CUB = Case(cub_one_stage.get_config, "resnet50", "", 448, 512, 200, 12, "bfloat16")
 _LITE0 = Case(cub50_lite0.get_config, "efficientnet_lite0", "baseline", 224, 224, 1000, 256, "bfloat16")
 CASES = {
     "resnet50_448_bfloat16": _RESNET50,
@@ -184,7 +184,7 @@ def host_input(setting: Setting) -> Iterator[Line]:
     if absent is not None:
         yield {"case": "host input", "error": absent}
         return
-    config = cub.get_config()
+    config = cub_one_stage.get_config()
     config.dataset.path = setting.data
     raw = Raw(64 if setting.rehearse else config.dataset.raw_size, config.augment.keep_aspect)
     from c2f_jax.data.builders import published
