@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.view_size = 64
     config.model.num_maps = 8
     config.model.feature_scale = 20.0
-    config.region.min_side = 0.36  # below it parts are lost
+    config.region.min_side = 0.44  # by 0.36 a fifth of the tail tips lay outside, and seed 1 had 96.6 %
     config.region.max_side = 0.48  # beyond it a fine view blurs the bars away, too
     config.stages.coarse_epochs = 5.0
     config.stages.fine_epochs = 14.0
