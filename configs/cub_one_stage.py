@@ -6,10 +6,10 @@ python launch.py --config configs/cub_one_stage.py --config.dataset.path=CUB_200
 What configs/cub.py is held against, plain and by method=baseline or wsdan (docs/reproduce.md), and what the other
 published data sets' configs begin with.
 
-Hardware: one GPU or TPU host with 24 GB or more (a step of three float32 views keeps up to 18 GiB; with less,
---config.train.accumulate=2). No full run has been made yet, so neither its time nor its accuracy is known; WS-DAN, with
-the same backbone, view and number of views, needs about 160 epochs. The weights are fetched from the Hugging Face hub
-once; without a network give a safetensors file by --config.model.pretrained=FILE.
+Hardware: one GPU or TPU host with 32 GB or more (by the count of docs/reproduce.md a step's gradient keeps 23 GiB;
+with less, --config.train.accumulate=2). No full run has been made yet, so neither its time nor its accuracy is known;
+WS-DAN, with the same backbone, view and number of views, needs about 160 epochs. The weights are fetched from the
+Hugging Face hub once; without a network give a safetensors file by --config.model.pretrained=FILE.
 """
 
 import ml_collections
