@@ -7,6 +7,7 @@ its own label cannot flatter. Written once, since what is made from other parame
 
 import io
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import numpy as np
 
 from c2f_jax import storage
 from c2f_jax.console import tell
+from c2f_jax.data.sources import Subset
 from c2f_jax.errors import UserError
-from c2f_jax.evaluation.discriminants import held_out
+from c2f_jax.evaluation.discriminants import Features, held_out
 from c2f_jax.runs import parallel, processes
 from c2f_jax.runs.build import Run, evaluation_batches
 from c2f_jax.training.teaching import PART, cover
@@ -28,6 +30,7 @@ GRID = 12  # places along each side
 PHOTOS = 4  # seen at a time by each device
 # Along the longer side of a photo that is squeezed into a square, as much detail as along the shorter one needs.
 STRETCH = 1.25
+ROOM = 2**32  # bytes of host memory for features; beyond it the photos are looked at three times
 
 
 def evidence_of(run: Run, workdir: Path, state: Any | None) -> np.ndarray:
@@ -43,7 +46,8 @@ def evidence_of(run: Run, workdir: Path, state: Any | None) -> np.ndarray:
     if not made and state is not None:
         if processes.is_first():
             tell("looking at all places of the training photos")
-        table = held_out(features_of(run, state), run.labels, classes=len(run.splits.class_names))
+        features = Kept(features_of(run, state), len(run.labels))
+        table = held_out(features, run.labels, classes=len(run.splits.class_names))
         processes.by_first(lambda: _write(path, table.reshape(-1, GRID, GRID)))
     return processes.together(lambda: _read(path, len(run.labels)))
 
@@ -66,8 +70,8 @@ def _read(path: Path, count: int) -> np.ndarray:
     return table
 
 
-def features_of(run: Run, state: Any) -> np.ndarray:
-    """Mean features float16 [N, G * G, D] of the training photos' squares, in running statistics; in every process."""
+def features_of(run: Run, state: Any) -> Features:
+    """Mean features float16 [b, G * G, D] of training photos' squares, in running statistics; in every process."""
     config, task = run.config.copy_and_resolve_references(), run.task
     network: Any = task.network
     config.train.eval_batch_size = PHOTOS * parallel.device_count()
@@ -85,6 +89,35 @@ def features_of(run: Run, state: Any) -> np.ndarray:
         means = jnp.einsum("byxc,bgy,bhx->bghc", maps, *shares)
         return means.reshape(len(means), GRID * GRID, -1).astype(jnp.float16)
 
-    batches = evaluation_batches(config, run.splits.train, run.mesh, whole=whole)
-    rows = [np.asarray(see(variables, batch["photo"], batch["window"])) for batch in batches]
-    return np.concatenate(rows)[: len(run.labels)]
+    def features(photos: np.ndarray) -> Iterator[np.ndarray]:
+        left = len(photos)
+        for batch in evaluation_batches(config, Subset(run.splits.train, photos), run.mesh, whole=whole):
+            seen = np.asarray(see(variables, batch["photo"], batch["window"]))[:left]  # the last batch is filled up
+            left -= len(seen)
+            yield seen
+
+    return features
+
+
+class Kept:
+    """Features that are kept when all photos' have been asked for, if they take no more than `room` bytes."""
+
+    def __init__(self, features: Features, count: int, *, room: int = ROOM):
+        self._features, self._count, self._room = features, count, room
+        self._kept: np.ndarray | None = None
+
+    def __call__(self, photos: np.ndarray) -> Iterator[np.ndarray]:
+        """As of `Features`."""
+        if self._kept is not None:
+            for some in np.split(photos, range(PHOTOS, len(photos), PHOTOS)):
+                yield self._kept[some]
+            return
+        kept, done = None, 0
+        for rows in self._features(photos):
+            if not done and len(photos) == self._count and self._count * rows[0].nbytes <= self._room:
+                kept = np.empty((self._count, *rows.shape[1:]), rows.dtype)
+            if kept is not None:
+                kept[photos[done : done + len(rows)]] = rows
+            done += len(rows)
+            yield rows
+        self._kept = kept

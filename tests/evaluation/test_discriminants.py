@@ -16,13 +16,23 @@ def features(count: int = 120, places: int = 4, width: int = 6, classes: int = 3
 
 
 def fitted(values, labels, classes):
-    centre = values.mean((0, 1))
-    return discriminants.discriminants(discriminants.moments(values, labels, classes, centre), centre)
+    centre, found = values.mean((0, 1)), discriminants.Moments.zeros(classes, values.shape[-1])
+    found.add(values, labels, centre)
+    return discriminants.discriminants(found, centre)
+
+
+def held_out(values, labels, *, classes):
+    """Of features that come by sevens."""
+
+    def of(photos):
+        return iter([values[photos[begin : begin + 7]] for begin in range(0, len(photos), 7)])
+
+    return discriminants.held_out(of, labels, classes=classes)
 
 
 def test_the_place_that_tells_the_class_has_the_highest_value():
     values, labels = features()
-    table = discriminants.held_out(values, labels, classes=3)
+    table = held_out(values, labels, classes=3)
     assert table.shape == (120, 4)
     means = table.mean(0)
     assert means.argmax() == 2 and means[2] > np.delete(means, 2).max() + 0.3
@@ -33,7 +43,7 @@ def test_an_own_label_flatters_nothing():
     rng = np.random.default_rng(1)
     values = rng.normal(size=(60, 2, 40)).astype(np.float32)
     labels = rng.integers(0, 3, 60)
-    table = discriminants.held_out(values, labels, classes=3)
+    table = held_out(values, labels, classes=3)
     mean = table.mean() / discriminants.POWER
     assert -1.35 < mean < -np.log(3) + 0.02
     weights, bias = fitted(values, labels, 3)
@@ -58,13 +68,14 @@ def test_discriminants_against_their_definition():
 def test_a_fold_is_judged_by_the_others():
     """As by discriminants that were fitted to the photos of the other folds, and to them alone."""
     values, labels = features()
-    table = discriminants.held_out(values, labels, classes=3)
+    table = held_out(values, labels, classes=3)
     folds = np.random.default_rng(0).permutation(len(labels)) % discriminants.FOLDS
     scores = np.empty((*values.shape[:2], 3))
     for fold in range(discriminants.FOLDS):
         weights, bias = fitted(values[folds != fold], labels[folds != fold], 3)
         scores[folds == fold] = values[folds == fold] @ weights + bias
-    want = discriminants.POWER * discriminants._own_log_probability(scores, labels)
+    scale = discriminants._sureness(scores, labels)
+    want = discriminants.POWER * discriminants._own_log_probability(scores, labels, scale)
     np.testing.assert_allclose(table, want, rtol=1e-3, atol=1e-3)  # how sure is found to so much
 
 
@@ -75,6 +86,24 @@ def test_one_square_in_many_is_found():
     values = rng.normal(size=(300, 10, 20)).astype(np.float32)
     there = rng.integers(0, 10, 300)
     values[np.arange(300), there, labels] += 4.0
-    table = discriminants.held_out(values, labels, classes=3)
+    table = held_out(values, labels, classes=3)
     target = softmax(table, axis=1)
     assert np.mean(table.argmax(1) == there) > 0.75 and target[np.arange(300), there].mean() > 0.5
+
+
+def test_of_many_photos_some_tell_how_sure_it_is(monkeypatch):
+    """No more scores are kept at a time than there is room for: the table is nearly the same."""
+    values, labels = features(count=400)
+    want = held_out(values, labels, classes=3)
+    monkeypatch.setattr(discriminants, "SCORES", 100 * values.shape[1] * 3)
+    asked = []
+
+    def of(photos):
+        asked.append(len(photos))
+        return iter([values[photos]])
+
+    table = discriminants.held_out(of, labels, classes=3)
+    assert asked == [400, 100, 400]
+    # Another 100 would say it within so much; which place tells more does not hang on it.
+    np.testing.assert_allclose(table.mean(), want.mean(), rtol=0.2)
+    np.testing.assert_array_equal(table.argmax(1), want.argmax(1))

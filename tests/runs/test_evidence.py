@@ -58,6 +58,22 @@ def test_its_table_must_stay(taught, tmp_path):
         evidence.evidence_of(run, tmp_path, None)
 
 
+def test_features_beyond_the_room_are_asked_for_again():
+    values, asked = np.arange(60, dtype=np.float16).reshape(10, 3, 2), []
+
+    def features(photos):
+        asked.append(len(photos))
+        return (values[photos[begin : begin + 4]] for begin in range(0, len(photos), 4))
+
+    every, few = np.arange(10), np.array([7, 1, 2, 8, 0])
+    for room, times in ((values.nbytes, [10]), (values.nbytes - 1, [10, 5, 10])):
+        kept = evidence.Kept(features, 10, room=room)
+        for photos in (every, few, every):
+            np.testing.assert_array_equal(np.concatenate(list(kept(photos))), values[photos])
+        assert asked == times
+        asked.clear()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
