@@ -36,7 +36,7 @@ from c2f_jax.evaluation.intervals import Judged
 from c2f_jax.evaluation.outcomes import difference
 from c2f_jax.kernels import compose, contains, invert
 from c2f_jax.memory import restart_with_huge_pages
-from c2f_jax.models.two_looks import log_probabilities, look, square_at
+from c2f_jax.models.two_looks import central_boxes, log_probabilities, look, square_at
 from c2f_jax.runs import loop
 from c2f_jax.runs.build import Run, build
 from c2f_jax.runs.checkpoint import read_latest
@@ -51,6 +51,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "taught.jsonl"
 HEAD = (1, 4, 5, 6, 9, 10, 14)  # beak, crown, forehead, left eye, nape, right eye, throat, of CUB's 15 parts
 UNTAUGHT: dict[str, Any] = {"region.teach": 0.0, "region.box_gradient": "none"}
 ORACLE = "oracle"  # second looks at the annotated places in training, and to be asked there
+FIXED = "fixed"  # second looks at one place of every view, the one at which most annotated places are inside
 
 
 class Subject(NamedTuple):
@@ -91,6 +92,7 @@ SUBJECTS = {
             # What two looks of 160 and 112 px cost in tests, trained for as long as the taught row and its table take.
             "one_look": {**UNTAUGHT, "method": "attention", "model.view_size": 192, "stages.coarse_epochs": 5.5},
             ORACLE: UNTAUGHT,
+            FIXED: UNTAUGHT,
         },
         defect,
         lambda group: group.split("/")[0],  # boards that look alike: the first folder of the photo's path
@@ -105,10 +107,12 @@ SUBJECTS = {
                 **{"method": "attention", "model.view_size": 176, "stages.coarse_epochs": 18.0, "region.side": 0.0},
             },
             ORACLE: UNTAUGHT,
+            FIXED: UNTAUGHT,
             # `cub50_lite0` as it is: one stage, a box as large as the attention is wide, which nothing teaches.
             "shipped": {
                 **UNTAUGHT,
                 **{"region.side": 0.0, "stages.coarse_epochs": 0.0, "stages.fine_epochs": 12.0},
+                **{"loss.drop_view": True, "dataset.raw_size": 256},
             },
         },
         head,
@@ -141,25 +145,69 @@ def annotated_squares(
     return square_at(jnp.where(known[:, None], in_view + side * shift, out["place"]), view, side=side)
 
 
+def shifts(keys: jax.Array) -> jax.Array:
+    """How far second looks of training lie from where they are to be, [B, 2] in sides: up to 0.3."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-0.3, maxval=0.3))(stream(keys, REGION))
+
+
 def oracle_loss(
     *args: Any, place: Callable[[Any], tuple[Any, Any]], side: float, drop_view: bool
 ) -> tuple[jax.Array, losses.Aux]:
-    """`losses.fine_loss`, its second looks at the annotated places, up to 0.3 of their side away from their middle."""
+    """`losses.fine_loss`, its second looks at the annotated places, but for `shifts`."""
     *_, batch, _ = args
 
     def region(keys: jax.Array, out: dict[str, jax.Array], view: jax.Array) -> jax.Array:
-        shift = jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-0.3, maxval=0.3))(stream(keys, REGION))
-        return annotated_squares(batch, out, view, place=place, side=side, shift=shift)
+        return annotated_squares(batch, out, view, place=place, side=side, shift=shifts(keys))
 
     loss: tuple[jax.Array, losses.Aux] = losses.fine_loss(*args, region=region, drop_view=drop_view)
     return loss
 
 
+def _with_fine_loss(run: Run, loss: Any) -> Run:
+    return replace(run, stages=tuple(replace(one, loss=loss) if one.name == "fine" else one for one in run.stages))
+
+
 def build_oracle(config: Any, *, place: Callable[[Any], tuple[Any, Any]]) -> Run:
     """`build`, with second looks at the annotated places in training."""
-    run = build(config)
     loss = partial(oracle_loss, place=place, side=config.region.side, drop_view=config.loss.drop_view)
-    return replace(run, stages=tuple(replace(one, loss=loss) if one.name == "fine" else one for one in run.stages))
+    return _with_fine_loss(build(config), loss)
+
+
+def build_fixed(config: Any, *, place: Callable[[Any], tuple[Any, Any]]) -> Run:
+    """`build`, with second looks at `fixed_place`, in training but for `shifts`."""
+    run, side = build(config), config.region.side
+    view_side = config.augment.test_side
+    at = jnp.asarray(fixed_place(_in_views(run, place), side=side / view_side), jnp.float32)
+
+    def region(keys: jax.Array, out: dict[str, jax.Array], view: jax.Array) -> jax.Array:
+        del out
+        return square_at(at + side / view_side * shifts(keys), view, side=side)
+
+    def test_region(out: dict[str, jax.Array], view: jax.Array) -> jax.Array:
+        del out
+        return square_at(jnp.broadcast_to(at, (len(view), 2)), view, side=side)
+
+    loss = partial(losses.fine_loss, region=region, drop_view=config.loss.drop_view)
+    return _with_fine_loss(replace(run, task=replace(run.task, test_region=test_region)), loss)
+
+
+def _in_views(run: Run, place: Callable[[Any], tuple[Any, Any]]) -> np.ndarray:
+    """The training photos' annotated places (y, x) [N, 2] in the views that tests would have of them."""
+    found = []
+    for batch in run.evaluation_batches(run.splits.train):
+        middle, known = place(batch)
+        view = compose(batch["window"], central_boxes(jnp.full((len(middle), 2), run.task.test_side)))
+        in_view = compose(invert(view), jnp.concatenate([middle, middle], axis=-1))[:, :2]
+        found.append(np.asarray(in_view)[np.asarray(known & (batch["mask"] > 0))])
+    return np.concatenate(found)
+
+
+def fixed_place(places: np.ndarray, *, side: float, grid: int = 41) -> np.ndarray:
+    """The middle (y, x) of the square of `side` that holds most of `places` [N, 2]; of several, the mean."""
+    ticks = np.linspace(0.5 * side, 1.0 - 0.5 * side, grid)
+    middles = np.stack(np.meshgrid(ticks, ticks, indexing="ij"), axis=-1).reshape(-1, 1, 2)
+    held = (np.abs(places - middles) <= 0.5 * side).all(-1).sum(-1)
+    return np.asarray(middles[held == held.max(), 0].mean(0))
 
 
 def measure(run: Run, model: dict[str, Any], place: Callable[[Any], tuple[Any, Any]]) -> dict[str, Any]:
@@ -201,9 +249,10 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
     config.update_from_flattened_dict({"dataset.path": data, "model.pretrained": weights})
     keep_compiled(config.compilation_cache)
     source, config = source_state(ROOT), with_input_values(config)
-    run: Any = build(config)  # whose sources may have groups
     # The loop builds runs from configs, and no config tells what is annotated.
-    loop.build = partial(build_oracle, place=place) if name == ORACLE else build
+    building = {ORACLE: partial(build_oracle, place=place), FIXED: partial(build_fixed, place=place)}
+    loop.build = building.get(name, build)
+    run: Any = loop.build(config)  # whose sources may have groups
     workdir = runs / f"{subject}-{name}-seed{seed}"
     results = loop.train_and_evaluate(config, workdir)
     _, model = read_latest(workdir, run.abstract_model)

@@ -5,10 +5,10 @@ python launch.py --config configs/cub.py --config.dataset.path=CUB_200_2011.tgz 
 
 First looks of 448 px at photos of 512 px, second looks of 256 px at squares of the size of a bird's head. Stages,
 region, losses, views and optimiser are those of configs/cub50_taught.py, settled by short runs at a reduced size: 50
-classes, photos of half the size, EfficientNet-Lite0 (docs/findings.md, "Birds"). Backbone, sizes and the number of
+classes, views of 128 px, EfficientNet-Lite0 (docs/findings.md, "Birds"). Backbone, sizes and the number of
 epochs are not measured, and no full run has been made yet, so neither its time nor its accuracy is known.
 
-Hardware: one GPU or TPU host with 32 GB or more (by the count of docs/reproduce.md a step's gradient keeps 24 GiB);
+Hardware: one GPU or TPU host with 24 GB or more (by the count of docs/reproduce.md a step's gradient keeps 14 GiB);
 with less, --config.train.accumulate=2. The weights are fetched from the Hugging Face hub once; without a network give a
 safetensors file by --config.model.pretrained=FILE.
 """
@@ -32,9 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.output_stride = 0
     config.model.view_size = 448
     config.model.num_maps = 32
-    config.region.view_size = 256  # there 128 px for 102 of the photo, here for 205
+    config.region.view_size = 256  # there 128 px for 154 of the photo, here for 205
     config.region.cell_offset = 0.0  # not known of these weights
-    config.stages.coarse_epochs = 13.0  # a sixth of all, as there
-    config.stages.fine_epochs = 67.0
+    config.stages.coarse_epochs = 11.0  # a seventh of all, as there
+    config.stages.fine_epochs = 69.0
     config.train.eval_every_epochs = 5.0
     return config

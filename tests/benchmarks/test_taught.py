@@ -36,6 +36,14 @@ def test_the_head_is_the_mean_of_its_visible_parts():
     assert known.tolist() == [True, False] and np.isfinite(place).all()
 
 
+def test_a_fixed_place_holds_most():
+    """Seven of ten lie in a corner, three around the middle; a square of 0.4 cannot hold both."""
+    corner, middle = np.random.default_rng(0).uniform(0.05, 0.25, (7, 2)), np.full((3, 2), 0.7)
+    y, x = taught.fixed_place(np.concatenate([corner, middle]), side=0.4)
+    assert 0.2 <= y <= 0.26 and 0.2 <= x <= 0.26  # moved in, where it would reach beyond the view
+    np.testing.assert_allclose(taught.fixed_place(np.array([[0.5, 0.6]]), side=0.4), [0.5, 0.6], atol=0.02)
+
+
 def line(name, right, **other):
     bits = taught._hex(np.array(right, bool))
     views = dict.fromkeys(("coarse", "fine", "fused", "inside"), bits) | {"known": taught._hex(np.ones(4, bool))}
