@@ -77,16 +77,17 @@ def check_training(config: Any) -> None:
         )
     if augment.saturation[0] > augment.saturation[1]:
         raise UserError(f"augment.saturation={augment.saturation} must be (lowest, highest) factor")
-    if config.region.teach and config.region.box_gradient == "none":
+    teaches = config.method == "coarse2fine" and config.region.teach > 0
+    if teaches and config.region.box_gradient == "none":
         raise UserError(
             f"region.teach={config.region.teach} teaches nothing with region.box_gradient=none: take mapping or all"
         )
-    if config.region.teach and patch_of(config.model.backbone) > 1:
+    if teaches and patch_of(config.model.backbone) > 1:
         raise UserError(
             f"region.teach={config.region.teach} shows whole photos, and {config.model.backbone} takes views "
             "of one size only: set --config.region.teach=0.0, or take a convolutional backbone"
         )
-    if config.region.teach and (augment.mixup or augment.cutmix):
+    if teaches and (augment.mixup or augment.cutmix):
         raise UserError(
             "augment.mixup and augment.cutmix show two photos in one, region.teach knows where to look in each alone; "
             "set --config.region.teach=0.0, or the other two"

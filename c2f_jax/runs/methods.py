@@ -149,11 +149,13 @@ def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
         return Stage(name, start, steps, loss, tx, schedule, probe, settings.freeze)
 
     region = config.region
+    random_region: losses.RegionOfKeys
     random_region = partial(losses.random_region, min_side=region.min_side, max_side=region.max_side)
     sampled_crop = partial(losses.sampled_crop_region, size=config.model.view_size)
     taught: losses.RegionOfKeys = losses.taught_region
     if region.side:
         taught = partial(losses.drawn_region, side=region.side, cell_offset=region.cell_offset)
+        random_region = partial(losses.random_square, side=region.side)
     drop_view = config.loss.drop_view
     fine_losses = {
         "coarse2fine": partial(losses.fine_loss, region=taught, drop_view=drop_view, compare=region.teach > 0),

@@ -243,6 +243,14 @@ def random_region(
     return compose(coarse_box, boxes)
 
 
+def random_square(keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, side: float) -> jax.Array:
+    """The control of squares: one of `side` anywhere in the coarse view, keyed by example and step."""
+    del out
+    places = augment.random_places(augment.stream(keys, augment.REGION))
+    half = jnp.minimum(0.5 * side / jnp.abs(coarse_box[:, 2:] - coarse_box[:, :2]), 0.5)
+    return square_at(half + (1.0 - 2.0 * half) * places, coarse_box, side=side)
+
+
 def sampled_crop_region(keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, size: int) -> jax.Array:
     """WS-DAN's: one sampled map, resized to `size`, at a random threshold, padded by 0.1."""
     box = threshold_box(_sampled_map(keys, 0, out, size), _thresholds(keys, 1, 0.4, 0.6), padding=0.1)

@@ -87,3 +87,10 @@ def test_what_cannot_be_taught_is_refused(tmp_path, overrides, message):
     config = tiny_config(**{"region__side": 0.4, "region__teach": 1.0, **overrides})
     with pytest.raises(UserError, match=message):
         train_and_evaluate(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["baseline", "attention", "wsdan", "random_box"])
+def test_other_methods_have_nothing_to_teach(method):
+    """So what a shipped config says of it is no obstacle to them."""
+    build(tiny_config(method=method, region__side=0.4, region__teach=1.0, augment__mixup=0.2))
+    build(tiny_config(method=method, region__side=0.4, region__teach=1.0, region__box_gradient="none"))

@@ -120,6 +120,21 @@ def test_random_boxes_take_the_learned_ones_place(monkeypatch):
     assert np.abs(first - other).max() > 0.1
 
 
+@pytest.mark.parametrize("view", [[0.1, 0.2, 0.9, 1.0], [0.1, 1.0, 0.9, 0.2]])
+def test_random_squares_are_as_large_as_the_learned_ones(view):
+    """Anywhere in the view, which may be mirrored."""
+    keys, views = example_keys(0, jnp.array(0), jnp.arange(200)), jnp.tile(jnp.array(view), (200, 1))
+    squares = losses.random_square(keys, {}, views, side=0.3)
+    np.testing.assert_allclose(squares[:, 2] - squares[:, 0], 0.3, atol=1e-6)
+    np.testing.assert_allclose(squares[:, 3] - squares[:, 1], np.sign(view[3] - view[1]) * 0.3, atol=1e-6)
+    low, high = (np.asarray(take(squares[:, :2], squares[:, 2:])) for take in (jnp.minimum, jnp.maximum))
+    assert (low >= [0.1 - 1e-6, 0.2 - 1e-6]).all() and (high <= [0.9 + 1e-6, 1.0 + 1e-6]).all()
+    assert np.ptp(low, axis=0).min() > 0.45  # of the half that there is
+    assert build(tiny_config(method="random_box", region__side=0.3)).stages[-1].loss.keywords["region"].keywords == {
+        "side": 0.3
+    }
+
+
 def test_coarse_boxes_lie_in_the_raw_image_and_are_told_in_the_photo():
     """In tests the middle of the raw image, which is the middle half of a photo twice as wide as it is high."""
     task = make_task(tiny_config(augment__test_side=0.5), num_classes=3, axis_name=None)
