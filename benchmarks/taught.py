@@ -108,6 +108,7 @@ SUBJECTS = {
             },
             ORACLE: UNTAUGHT,
             FIXED: UNTAUGHT,
+            "channel_drop": {"model.channel_drop": 0.05},  # the share that its authors' program has for this measure
             # `cub50_lite0` as it is: one stage, a box as large as the attention is wide, which nothing teaches.
             "shipped": {
                 **UNTAUGHT,
