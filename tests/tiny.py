@@ -10,7 +10,8 @@ def tiny_config(**overrides):
     config.dataset.test_size = 21
     config.model.view_size = 32
     config.model.num_maps = 4
-    config.region.min_side = 0.36  # boxes that may still change their size, unlike the shipped ones
+    config.region.side = config.region.teach = 0.0  # a box that may change its size, unlike the shipped one
+    config.region.min_side, config.region.max_side, config.region.view_size = 0.36, 0.48, 0
     config.stages.coarse_epochs = 1.0
     config.stages.fine_epochs = 1.0
     config.train.batch_size = 8

@@ -50,12 +50,14 @@ def units(setting: Setting) -> dict[str, Unit]:
     """What the rest rests on first."""
     if setting.rehearse:
         shorten_backbones()
-    small = (paper_birds.get_config(), 32, 16, 8) if setting.rehearse else (paper_birds.get_config(), 192, 64, 32)
+    sizes = (32, 16, 8) if setting.rehearse else (192, 64, 32)
+    taught, small = (paper_birds.get_config(), *sizes), (soft_box(), *sizes)
     large = (cub_one_stage.get_config(), 72, 64, 4) if setting.rehearse else (cub_one_stage.get_config(), 160, 128, 16)
     return {
         "imports": imports,
         "crop": partial(crop, setting.rehearse),
         "pooling": partial(pooling, setting.rehearse),
+        "paper_birds_taught": partial(training, *taught, "fine"),
         "paper_birds_fine": partial(training, *small, "fine"),
         "paper_birds_coarse": partial(training, *small, "coarse"),
         "resnet50_fine": partial(training, *large, "fine"),
@@ -249,12 +251,19 @@ def with_sizes(config: Any, raw_size: int, view_size: int, batch_size: int) -> A
     """The shipped config with both stages and in one go."""
     config = config.copy_and_resolve_references()
     devices = jax.device_count()
-    config.dataset.raw_size, config.model.view_size = raw_size, view_size
+    config.dataset.raw_size, config.model.view_size, config.region.view_size = raw_size, view_size, 0
     config.train.batch_size = -(-batch_size // devices) * devices
     config.stages.coarse_epochs = config.stages.fine_epochs = 5.0
     # So that the optimiser's state after the step is the gradient itself.
     config.optimizer.name, config.optimizer.weight_decay, config.optimizer.clip_norm = "sgd", 0.0, 0.0
     config.optimizer.warmup_epochs = 0.0
+    return config
+
+
+def soft_box() -> Any:
+    """Paper birds, second looks at a box that their loss moves through the crop, in place of the shipped square."""
+    config = paper_birds.get_config()
+    config.region.side = config.region.teach = 0.0
     return config
 
 
