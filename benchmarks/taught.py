@@ -326,8 +326,9 @@ def _once(record: dict[str, Any]) -> bool:
 
 
 def _judged(record: dict[str, Any]) -> Judged:
-    """What `difference` asks for, of answers of which nothing else is known."""
-    right = _bits(record["regions"]["own"]["coarse" if _once(record) else "fused"], len(record["groups"]))
+    """What `difference` asks for, of answers of which nothing else is known; an oracle is told where to look."""
+    region = "annotated" if record["name"] == ORACLE else "own"
+    right = _bits(record["regions"][region]["coarse" if _once(record) else "fused"], len(record["groups"]))
     nothing = np.zeros(len(right))
     return Judged(nothing, nothing, nothing, np.where(right, 0, 1), nothing)
 
