@@ -377,7 +377,9 @@ def _tell_test(config: Any, title: str, metrics: dict[str, float]) -> None:
     share = metrics.get("box/share_of_view", 0.0)
     if share > TOO_LARGE and config.method != "wsdan":  # whose second look knows nothing of `region`
         remedy = "--config.region.background=1.0 --config.region.floor=0.0 --config.region.kappa=2.9"
-        if config.region.background:
+        if config.region.side:
+            remedy = "--config.region.side=0.4"
+        elif config.region.background:
             remedy = "--config.region.max_side=0.7"
         tell(
             f"the second look covers {share:.0%} of the first and hardly adds to it; "

@@ -14,6 +14,7 @@ import pytest
 
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import latest_step, read
+from configs import paper_birds
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,7 @@ SETTINGS = [
     "--config.dataset.test_size=21",
     "--config.model.view_size=32",
     "--config.model.num_maps=4",
+    "--config.region.view_size=0",
     "--config.stages.coarse_epochs=1",
     "--config.stages.fine_epochs=1",
     "--config.train.batch_size=8",
@@ -58,7 +60,9 @@ def being_saved(workdir):
 
 
 def final_state(workdir):
-    run = build(tiny_config(parallel__backend="jit", train__batch_size=8))
+    shipped = paper_birds.get_config().region
+    squares = {"region__side": shipped.side, "region__teach": shipped.teach}
+    run = build(tiny_config(parallel__backend="jit", train__batch_size=8, **squares))
     step = latest_step(workdir)
     assert step == TOTAL
     return jax.device_get(read(workdir, step, run.abstract_state(step)))
