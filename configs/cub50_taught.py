@@ -4,7 +4,7 @@ python launch.py --config configs/cub50_taught.py --config.dataset.path=DIR --co
 
 DIR and FILE as for configs/cub50_lite0.py. The second look is a square of the size of a bird's head. In the coarse
 stage a table that the labels make teaches where it lies, in the fine stage second looks at several places do, down to
-the backbone (docs/method.md). Measured on CUB-50, from photos as large as CUB has them: docs/findings.md, "Birds"; 11
+the backbone (docs/method.md). Measured on CUB-50, from photos as large as CUB has them: docs/findings.md, "Birds"; 13
 minutes on two CPU cores.
 """
 
