@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.lines import pack
 from c2f_jax.evaluation.classification import rank
 from c2f_jax.evaluation.evaluate import metric_sums
 from c2f_jax.evaluation.localization import best_ious, max_box_accuracy
@@ -84,7 +85,7 @@ class Part(NamedTuple):
         """What a JSON line holds of it."""
         return {
             "metrics": self.metrics,
-            "right": {view: np.packbits(values).tobytes().hex() for view, values in self.right.items()},
+            "right": {view: pack(values) for view, values in self.right.items()},
             **{name: np.rint(255 * values).astype(np.uint8).tobytes().hex() for name, values in self.boxes.items()},
         }
 

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Adds one line to `path` in one write, and waits until it is on the disk.
@@ -37,3 +39,13 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:  # empty, or torn
             continue
     return records
+
+
+def pack(bits: np.ndarray) -> str:
+    """bool [count] -> hexadecimal, eight to a byte."""
+    return np.packbits(bits).tobytes().hex()
+
+
+def unpack(text: str, count: int) -> np.ndarray:
+    """What `pack` made of bool [count]."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)

@@ -17,7 +17,7 @@ same network is asked again.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,11 @@ import numpy as np
 
 from benchmarks import lines
 from benchmarks.ablation_row import source_state
+from benchmarks.lines import pack, unpack
+from benchmarks.over_seeds import between, compare, mean_sd, table
 from c2f_jax.cli import keep_compiled
 from c2f_jax.data.deep_pcb import load
 from c2f_jax.evaluation.classification import rank
-from c2f_jax.evaluation.intervals import Judged
-from c2f_jax.evaluation.outcomes import difference
 from c2f_jax.kernels import compose, contains, invert
 from c2f_jax.memory import restart_with_huge_pages
 from c2f_jax.models.two_looks import central_boxes, log_probabilities, look, square_at
@@ -239,7 +239,7 @@ def measure(run: Run, model: dict[str, Any], place: Callable[[Any], tuple[Any, A
         for name, views in looked(batch).items():
             for view, right in views.items():
                 found.setdefault(name, {}).setdefault(view, []).append(np.asarray(right)[counted])
-    return {name: {view: _hex(np.concatenate(right)) for view, right in views.items()} for name, views in found.items()}
+    return {name: {view: pack(np.concatenate(right)) for view, right in views.items()} for name, views in found.items()}
 
 
 def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights: str, runs: Path) -> dict[str, Any]:
@@ -271,53 +271,62 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
         "metrics": {key: value for key, value in results.items() if "/" in key},
         "regions": measure(run, model, place),
         "groups": np.unique(groups, return_inverse=True)[1].tolist(),
-        "new": _hex(np.array([group(one) not in known for one in groups])) if group else None,
+        "new": pack(np.array([group(one) not in known for one in groups])) if group else None,
     }
 
 
-def _hex(bits: np.ndarray) -> str:
-    return np.packbits(bits).tobytes().hex()
-
-
-def _bits(text: str, count: int) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:count].astype(bool)
-
-
 def report(records: Sequence[dict[str, Any]]) -> None:
-    """Prints each subject's table of rows at their seeds, and differences of the taught one from the others."""
-    for subject, (_, rows, _, group) in SUBJECTS.items():
-        by = {(one["name"], one["seed"]): one for one in records if one["subject"] == subject}
-        columns = ["row", "seed", "training", "first look", "second", "both", "at the place", "inside"]
+    """Prints each subject's table of rows, and differences of the taught one from the others on the seeds of both."""
+    for subject, (_, names, _, group) in SUBJECTS.items():
+        rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
+        for one in sorted((one for one in records if one["subject"] == subject), key=lambda one: one["seed"]):
+            rows[one["name"]][one["seed"]] = one
+        columns = ["row", "seeds", "training", "first look", "second", "both", "at the place", "inside"]
         columns += [*(["new boards"] if group else []), "minutes"]
-        print(f"\n{subject}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-        ordered = sorted(by.items(), key=lambda item: (list(rows).index(item[0][0]), item[0][1]))
-        for (name, seed), record in ordered:
-            print("| " + " | ".join([name, str(seed), *_cells(record)]) + " |")
-        for (name, seed), record in ordered:
-            ours = by.get(("taught", seed))
-            if ours is not None and name != "taught":
-                mean, low, high = difference(_judged(record), _judged(ours), [str(one) for one in record["groups"]])
-                found = f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-                print(f"\n{subject}, seed {seed}: taught, less {name}: {found}")
+        lines_of = [
+            [name, _listed(by_seed), *_cells(list(by_seed.values()))] for name, by_seed in rows.items() if by_seed
+        ]
+        print("\n".join([f"\n{subject}\n", *table(columns, lines_of)]), end="")
+        for name, by_seed in rows.items():
+            seeds = sorted(rows["taught"].keys() & by_seed.keys()) if name != "taught" else []
+            if not seeds:
+                continue
+            gains, sizes = zip(*(_gains(rows["taught"][seed], by_seed[seed]) for seed in seeds), strict=True)
+            found = compare(np.stack(gains), sizes[0])
+            by = (
+                f"{between(found.by_image)}; by seeds {between(found.by_seed)}"
+                if found.by_seed
+                else between(found.by_image)
+            )
+            print(f"\n{subject}: taught, less {name}: {100 * found.mean:+.1f} ({by}), seeds {_listed(seeds)}")
 
 
-def _cells(record: dict[str, Any]) -> list[str]:
-    """What a table's line says of a run behind its name and seed."""
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _cells(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What a table's line says of a row's runs behind its name and seeds: means and standard deviations over seeds."""
+    each = zip(*map(_figures, records), strict=True)
+    cells = [" / ".join(mean_sd(values, 1, 100.0) for values in zip(*figures, strict=True)) for figures in each]
+    return [*cells, mean_sd([record["seconds"] / 60 for record in records], 0)]
+
+
+def _figures(record: dict[str, Any]) -> list[Sequence[float | None]]:
+    """Of a run: a column each but for the minutes, of one figure or two; None for what there is none of."""
     count, regions = len(record["groups"]), record["regions"]
-    own = {view: _bits(text, count) for view, text in regions["own"].items()}
-    there = {view: _bits(text, count) for view, text in regions.get("annotated", {}).items()}
+    own = {view: unpack(text, count) for view, text in regions["own"].items()}
+    there = {view: unpack(text, count) for view, text in regions.get("annotated", {}).items()}
     once = _once(record)
-    inside = own["inside"][own["known"]]
 
-    def shown(right: np.ndarray | None) -> str:
-        return "–" if once or right is None else f"{100 * right.mean():.1f}"
+    def of_two_looks(right: np.ndarray | None) -> list[float | None]:
+        return [None if once or right is None else float(right.mean())]
 
-    cells = [" / ".join(f"{100 * value:.1f}" for value in record["training"].values())]
-    cells += [f"{100 * own['coarse'].mean():.1f}", shown(own["fine"]), shown(own["fused"]), shown(there.get("fused"))]
-    cells.append(shown(inside))
+    figures: list[Sequence[float | None]] = [list(record["training"].values()), [float(own["coarse"].mean())]]
+    figures += map(of_two_looks, (own["fine"], own["fused"], there.get("fused"), own["inside"][own["known"]]))
     if record["new"] is not None:
-        cells.append(shown(own["inside"][_bits(record["new"], count)]))
-    return [*cells, f"{record['seconds'] / 60:.0f}"]
+        figures.append(of_two_looks(own["inside"][unpack(record["new"], count)]))
+    return figures
 
 
 def _once(record: dict[str, Any]) -> bool:
@@ -325,12 +334,16 @@ def _once(record: dict[str, Any]) -> bool:
     return record["overrides"].get("method") == "attention"
 
 
-def _judged(record: dict[str, Any]) -> Judged:
-    """What `difference` asks for, of answers of which nothing else is known; an oracle is told where to look."""
+def _right(record: dict[str, Any]) -> np.ndarray:
+    """Of each image, bool [N]; an oracle is told where to look."""
     region = "annotated" if record["name"] == ORACLE else "own"
-    right = _bits(record["regions"][region]["coarse" if _once(record) else "fused"], len(record["groups"]))
-    nothing = np.zeros(len(right))
-    return Judged(nothing, nothing, nothing, np.where(right, 0, 1), nothing)
+    return unpack(record["regions"][region]["coarse" if _once(record) else "fused"], len(record["groups"]))
+
+
+def _gains(ours: dict[str, Any], other: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """How much more of its images we have right, of each group [G], and the numbers of its images."""
+    sizes = np.bincount(ours["groups"])
+    return np.bincount(ours["groups"], _right(ours).astype(float) - _right(other)) / sizes, sizes
 
 
 def main(argv: Sequence[str]) -> None:

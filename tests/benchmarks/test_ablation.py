@@ -12,19 +12,13 @@ from PIL import Image
 from benchmarks import ablation
 from benchmarks.ablation_report import (
     LATER,
-    SEEDS_OF_A_CLAIM,
     Contrast,
-    Difference,
     Group,
     Shown,
     _contrast,
     difference,
     of_row,
-    paired_bootstrap,
     read_records,
-    reading,
-    t_interval,
-    unpack,
     write_report,
 )
 from benchmarks.ablation_row import (
@@ -39,6 +33,8 @@ from benchmarks.ablation_row import (
     train_and_measure,
     views_of,
 )
+from benchmarks.lines import unpack
+from benchmarks.over_seeds import SEEDS_OF_A_CLAIM, Difference, paired_bootstrap, reading, t_interval
 from c2f_jax.kernels import area
 from c2f_jax.runs.build import build
 from configs import cub50_lite0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import taught
+from benchmarks.lines import pack
 from c2f_jax.kernels import compose, contains
 
 
@@ -45,8 +46,8 @@ def test_a_fixed_place_holds_most():
 
 
 def line(name, right, **other):
-    bits = taught._hex(np.array(right, bool))
-    views = dict.fromkeys(("coarse", "fine", "fused", "inside"), bits) | {"known": taught._hex(np.ones(4, bool))}
+    bits = pack(np.array(right, bool))
+    views = dict.fromkeys(("coarse", "fine", "fused", "inside"), bits) | {"known": pack(np.ones(len(right), bool))}
     regions = {"own": views, "annotated": views}
     fixed = {
         "subject": "birds",
@@ -65,4 +66,22 @@ def test_a_report_says_what_the_lines_hold(capsys):
     said = capsys.readouterr().out.splitlines()
     assert "| taught | 0 | 50.0 | 75.0 | 75.0 | 75.0 | 75.0 | 75.0 | 1 |" in said
     assert "| one_look | 0 | 50.0 | 25.0 | – | – | – | – | 1 |" in said
-    assert said[-1].startswith("birds, seed 0: taught, less one_look: 50.0 (0.0 to ")
+    assert said[-1].startswith("birds: taught, less one_look: +50.0 (+0.0 to ") and said[-1].endswith("seeds 0")
+
+
+def test_a_report_compares_on_the_seeds_of_both(capsys):
+    rights = {0: [1, 1, 0, 0], 1: [1, 1, 1, 1], 2: [0, 0, 0, 0]}
+    untaught = [line("untaught", [0, 1, 0, 0], seed=seed) for seed in (1, 0)]
+    taught.report([*(line("taught", right, seed=seed) for seed, right in rights.items()), *untaught])
+    said = capsys.readouterr().out.splitlines()
+    assert any(row.startswith("| taught | 0, 1, 2 | 50.0 ± 0.0 | 50.0 ± 50.0 |") for row in said)
+    # Gains of 25 and 75 points: by Student's t with one degree of freedom 12.706 standard errors of 25 either way.
+    assert "taught, less untaught: +50.0 (" in said[-1]
+    assert said[-1].endswith("by seeds -267.7 to +367.7), seeds 0, 1")
+
+
+def test_whole_boards_are_drawn(capsys):
+    """Two groups of four images, one of them gained: one draw in four has no gain, of images alone hardly any."""
+    groups = {"groups": [0] * 4 + [1] * 4}
+    taught.report([line("fixed", [0] * 4 + [1] * 4, **groups), line("taught", [1] * 8, **groups)])
+    assert "taught, less fixed: +50.0 (+0.0 to +100.0), seeds 0" in capsys.readouterr().out
