@@ -230,7 +230,8 @@ def run(command: Command, interruption: Interruption | None = None) -> None:
             gate=command.gate,
         )
         return
-    from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
+    from c2f_jax.runs.evaluation import evaluate_checkpoint
+    from c2f_jax.runs.loop import train_and_evaluate
 
     if command.mode == "eval":
         evaluate_checkpoint(command.config, command.workdir, tell_unknown=command.unknown)

@@ -4,7 +4,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from importlib.metadata import version
@@ -17,35 +17,27 @@ import numpy as np
 from c2f_jax import storage
 from c2f_jax.console import tell
 from c2f_jax.data import pipeline
-from c2f_jax.data.sources import Source, Splits, Subset
+from c2f_jax.data.sources import Subset
 from c2f_jax.errors import Interrupted, UserError
-from c2f_jax.evaluation.confidence import kept
-from c2f_jax.evaluation.evaluate import evaluate, metric_sums
-from c2f_jax.evaluation.fusion import Fusion
 from c2f_jax.evaluation.pictures import save_sheet
-from c2f_jax.evaluation.scores import Scores, batch_scores, joined
-from c2f_jax.runs import fusion, none_of_these, outcome, parallel, processes
+from c2f_jax.evaluation.scores import Scores, joined
+from c2f_jax.runs import outcome, parallel, processes
 from c2f_jax.runs.build import (
     Run,
-    Trained,
-    answering,
     build,
-    build_trained,
-    evaluation_batches,
-    load_splits,
     raw_images,
 )
-from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read_latest
+from c2f_jax.runs.checkpoint import Checkpoints
 from c2f_jax.runs.checks import check_beginning
+from c2f_jax.runs.evaluation import Asked, evaluator, tell_test
 from c2f_jax.runs.event_files import EventFiles, check_place
 from c2f_jax.runs.evidence import evidence_of
 from c2f_jax.runs.explosion import Watch
-from c2f_jax.runs.held_out import changed_test_part, check_test_part, remember_test_part
+from c2f_jax.runs.held_out import changed_test_part, remember_test_part
 from c2f_jax.runs.input_values import with_input_values
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.workdir import TOKEN, check_workdir, claim_workdir, essential, locked, write_json
-from c2f_jax.runs.writers import JsonLines, Reporter, print_table
-from c2f_jax.training.losses import Task
+from c2f_jax.runs.writers import JsonLines, Reporter
 from c2f_jax.training.stages import stage_at, stage_of_checkpoint
 from c2f_jax.training.steps import predict, train_step
 from c2f_jax.training.train_state import TrainState, switch_stage
@@ -53,9 +45,6 @@ from c2f_jax.training.train_state import TrainState, switch_stage
 Window = list[dict[str, jax.Array]]
 
 SHEET_IMAGES = 12
-# Of the first look's area: a second look that covers more hardly adds to it. On CUB-50 second looks gain 3 points at
-# 0.61, and next to nothing at 0.97 and 1.00 (docs/findings.md).
-TOO_LARGE = 0.9
 SHARED_SECONDS = 10
 
 
@@ -158,7 +147,7 @@ def _train(
         return signals(interruption.signal)
 
     watch = Watch(config, workdir, checkpoints, classes=len(run.splits.class_names), start=start)
-    evaluate_on = _evaluator(run, signal, watch.remedy)
+    evaluate_on = evaluator(run, signal, watch.remedy)
     axis = run.backend.axis_name
     compiled = {
         stage.name: run.backend.compile(
@@ -235,7 +224,7 @@ def _train(
                     write_log(step=step, stage=name, split="validation", metrics=metrics)
                     best = "fused" if "fused/loss" in metrics else "coarse"
                     report.say(f"{name} {step}/{total}  validation {best} {metrics[f'{best}/top_1_accuracy']:.2%}")
-                except _Asked as asked:
+                except Asked as asked:
                     stopping = asked.signal  # in the middle of it: the next start evaluates again
             due = checkpoints.is_due(step)
             wanted = due or (stopping and step not in (0, checkpoints.latest_step()))
@@ -285,7 +274,7 @@ def _train(
         test, scores = evaluate_on(final, run.splits.test, "test part")
         if len(run.splits.validation) and total not in seen:
             _, seen[total] = evaluate_on(final, run.splits.validation, "validation part")
-    except _Asked as asked:
+    except Asked as asked:
         raise Interrupted(
             asked.signal, f"stopped, saved at step {total} of {total}; the same command evaluates the test part"
         ) from None
@@ -310,55 +299,11 @@ def _train(
         found.write(workdir, run.splits.class_names)
         interruption.defer(False)
         _draw_sheet(run, final, workdir / "samples.png")
-        _tell_test(config, f"{config.dataset.name}, test, {config.method}", test)
+        tell_test(config, f"{config.dataset.name}, test, {config.method}", test)
         for line in found.told():
             tell(line)
         tell(f"{results['seconds']:.0f} s; {workdir / 'results.json'}, {workdir / 'samples.png'}")
     return results
-
-
-def evaluate_checkpoint(config: Any, workdir: storage.Name, *, tell_unknown: bool = False) -> dict[str, float]:
-    """The test metrics of the last checkpoint in `workdir`, printed and returned; nothing is written.
-
-    Args:
-        config: as the run's; its paths may be others, where the same photos lie.
-        workdir: the run's.
-        tell_unknown: print how many images the threshold for unknown ones keeps, too.
-
-    Raises:
-        UserError: if there is no checkpoint, it was trained on other classes, or the photos are not those of the run.
-        FloatingPointError: if a figure is not finite.
-    """
-    workdir = storage.as_path("workdir", os.fspath(workdir))
-
-    def prepare() -> tuple[Splits, Trained, dict[int, Fusion | None]]:
-        step = latest_step(workdir)  # a run that has none says so before the data are read
-        answers = fusion.read(workdir, step)
-        if tell_unknown:
-            none_of_these.read_threshold(workdir, step, answers)
-        splits = load_splits(config)
-        note = check_test_part(workdir, config, splits)
-        if note and processes.is_first():
-            tell(note)
-        return splits, build_trained(config, num_classes=len(splits.class_names)), {step: answers}
-
-    splits, trained, known_answers = processes.together(prepare)
-    processes.check_same("config", essential(config))
-    processes.check_same("data set", [splits.class_names, len(splits.test)])
-    step, model = read_latest(workdir, trained.abstract_model)
-    model = answering(model)
-    batches = evaluation_batches(config, splits.test, trained.mesh)
-    program = _eval_program(trained.task, trained.mesh)
-    metrics, scores = _evaluated(program, model["params"], model["batch_stats"], batches)
-    answers = known_answers[step] if step in known_answers else fusion.read(workdir, step)
-    metrics |= outcome.calibrated_figures(scores, answers)
-    if processes.is_first():
-        _tell_test(config, f"{config.dataset.name}, test, {config.method}, step {step}", metrics)
-        if tell_unknown:
-            threshold = none_of_these.read_threshold(workdir, step, answers)
-            known = none_of_these.confidence_and_right(scores, answers or Fusion())
-            tell(none_of_these.told(kept(*known, threshold), threshold, "test, none of these"))
-    return metrics
 
 
 def environment() -> dict[str, Any]:
@@ -369,81 +314,6 @@ def environment() -> dict[str, Any]:
         "device_count": parallel.device_count(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
-
-
-def _tell_test(config: Any, title: str, metrics: dict[str, float]) -> None:
-    """The table; and that the second look is lost, where it is, which accuracy alone would not tell."""
-    print_table(title, metrics)
-    share = metrics.get("box/share_of_view", 0.0)
-    if share > TOO_LARGE and config.method != "wsdan":  # whose second look knows nothing of `region`
-        remedy = "--config.region.background=1.0 --config.region.floor=0.0 --config.region.kappa=2.9"
-        if config.region.side:
-            remedy = "--config.region.side=0.4"
-        elif config.region.background:
-            remedy = "--config.region.max_side=0.7"
-        tell(
-            f"the second look covers {share:.0%} of the first and hardly adds to it; "
-            f"to hold it back, train with {remedy}"
-        )
-
-
-class _Asked(Exception):
-    """A signal asks to leave an evaluation."""
-
-    def __init__(self, signal: int):
-        super().__init__()
-        self.signal = signal
-
-
-def _eval_program(task: Task, mesh: jax.sharding.Mesh) -> Any:
-    """(params, batch_stats, batch) -> all metrics as (sum, count) pairs, and `batch_scores`."""
-
-    def program(params: Any, batch_stats: Any, batch: Any) -> tuple[Any, Any]:
-        looks = predict(task, params, batch_stats, batch)
-        return metric_sums(looks, batch), batch_scores(looks, batch)
-
-    return jax.jit(program, out_shardings=parallel.replicated(mesh))
-
-
-def _evaluated(program: Any, params: Any, batch_stats: Any, batches: Iterator[Any]) -> tuple[dict[str, float], Scores]:
-    """The metrics over all batches, and what the network said of each image."""
-    rows: list[Any] = []
-
-    def step(params: Any, batch_stats: Any, batch: Any) -> Any:
-        sums, row = program(params, batch_stats, batch)
-        rows[-1:] = jax.device_get(rows[-1:])  # a batch late, so that nobody waits
-        rows.append(row)
-        return sums
-
-    return evaluate(step, params, batch_stats, batches), joined(rows)
-
-
-def _evaluator(run: Run, signal: Callable[[], int], remedy: Callable[[], str]) -> Any:
-    """(state, source, what it is) -> what `_evaluated` does; raises `_Asked` between batches if there is a signal.
-
-    Where the state has averages, with which the run answers, metrics and scores are theirs; those of what is trained
-    come beside as `trained_...`.
-    """
-    program = _eval_program(run.task, run.mesh)
-
-    def heeding(batches: Iterator[Any]) -> Iterator[Any]:
-        for batch in batches:
-            if number := signal():
-                raise _Asked(number)
-            yield batch
-
-    def evaluate_on(state: TrainState, source: Source, what: str) -> tuple[dict[str, float], Scores]:
-        try:
-            metrics, scores = _evaluated(program, *state.answers, heeding(run.evaluation_batches(source)))
-            if state.average is None:
-                return metrics, scores
-            trained = state.params, state.batch_stats
-            beside, _ = _evaluated(program, *trained, heeding(run.evaluation_batches(source)))
-            return metrics | {f"trained_{name}": value for name, value in beside.items()}, scores
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{what}: {error}{remedy()}") from None
-
-    return evaluate_on
 
 
 def _draw_sheet(run: Run, state: TrainState, path: Path) -> None:

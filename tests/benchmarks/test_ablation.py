@@ -337,7 +337,7 @@ def test_a_finished_run_is_measured(finished, tmp_path):
     # 10 steps of one look and 10 of two, 8 images each, over 80.
     assert (got["epochs"], got["train_views"]) == (2.0, 3.0)
     own, central = got["regions"]["own"], got["regions"]["central"]
-    assert own["metrics"] == {name: results[name] for name in own["metrics"]}
+    assert own["metrics"] == pytest.approx({name: results[name] for name in own["metrics"]}, rel=1e-6)
     for region in (own, central):
         for view, packed in region["right"].items():
             accuracy = np.mean(unpack(packed, IMAGES))

@@ -23,8 +23,9 @@ from c2f_jax.errors import UserError
 from c2f_jax.inference import load_model
 from c2f_jax.runs import lease
 from c2f_jax.runs.checkpoint import latest_step
+from c2f_jax.runs.evaluation import evaluate_checkpoint
 from c2f_jax.runs.lease import Lease
-from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
+from c2f_jax.runs.loop import train_and_evaluate
 from c2f_jax.runs.writers import JsonLines
 from tests import bucket as buckets
 from tests.tiny import tiny_config

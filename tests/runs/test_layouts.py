@@ -17,7 +17,8 @@ import pytest
 from c2f_jax.errors import UserError
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import read
-from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
+from c2f_jax.runs.evaluation import evaluate_checkpoint
+from c2f_jax.runs.loop import train_and_evaluate
 from c2f_jax.runs.workdir import BEFORE, FIELDS, GONE, check_workdir, read_class_names, read_config
 from configs import default
 

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from c2f_jax import cli
-from c2f_jax.runs import loop, methods
-from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
+from c2f_jax.runs import evaluation, methods
+from c2f_jax.runs.evaluation import evaluate_checkpoint
+from c2f_jax.runs.loop import train_and_evaluate
 from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.slow
@@ -88,7 +89,7 @@ def test_a_second_look_that_sees_the_first_one_again_is_told(finished, capsys):
     assert told.startswith(f"the second look covers {share:.0%} of the first") and "background=1.0" in told
     evaluate_checkpoint(tiny_config(**wide, region__background=1.0), workdir)
     assert capsys.readouterr().out.splitlines()[-1].endswith("train with --config.region.max_side=0.7")
-    loop._tell_test(tiny_config(region__side=0.95), "test", {"box/share_of_view": 0.95})
+    evaluation.tell_test(tiny_config(region__side=0.95), "test", {"box/share_of_view": 0.95})
     assert capsys.readouterr().out.splitlines()[-1].endswith("train with --config.region.side=0.4")
 
 

@@ -23,7 +23,8 @@ from c2f_jax.inference import load_model
 from c2f_jax.runs import checkpoint, parallel
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read
-from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
+from c2f_jax.runs.evaluation import evaluate_checkpoint
+from c2f_jax.runs.loop import train_and_evaluate
 from c2f_jax.runs.workdir import LOCK, check_workdir, claim_workdir, locked, read_config
 from tests.tiny import tiny_config
 

@@ -22,7 +22,8 @@ from c2f_jax.models.resnet import BasicBlock, ResNet
 from c2f_jax.models.vit import VisionTransformer
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import latest_step, read
-from c2f_jax.runs.loop import evaluate_checkpoint, train_and_evaluate
+from c2f_jax.runs.evaluation import evaluate_checkpoint
+from c2f_jax.runs.loop import train_and_evaluate
 from c2f_jax.runs.methods import make_task
 from c2f_jax.training import augment, steps
 from c2f_jax.training.losses import cross_entropy
