@@ -3,7 +3,9 @@
 python launch.py --config configs/cub.py                                             # fetches CUB-200-2011 (1.1 GB)
 python launch.py --config configs/cub.py --config.dataset.path=CUB_200_2011.tgz      # or the folder it unpacks to
 
-First looks of 448 px at photos of 512 px, second looks of 256 px at squares of the size of a bird's head. Stages,
+First looks of 448 px at photos of 512 px, second looks of 256 px at squares of the size of a bird's head. The first
+look thus has all the detail that CUB's photos have, and the second one magnifies; where the settings were measured it
+had twice the first one's detail, as with --config.model.view_size=224 --config.region.view_size=224. Stages,
 region, losses, views and optimiser are those of configs/cub50_taught.py, settled by short runs at a reduced size: 50
 classes, views of 128 px, EfficientNet-Lite0 (docs/findings.md, "Birds"). Backbone, sizes and the number of
 epochs are not measured, and no full run has been made yet, so neither its time nor its accuracy is known.

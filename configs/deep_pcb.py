@@ -4,7 +4,7 @@ python launch.py --config configs/deep_pcb.py                                 # 
 python launch.py --config configs/deep_pcb.py --config.dataset.path=DIR       # or its folder, or zip archive
 
 The second look is a square of a quarter of the board's side, in most of its resolution; where it lies the first look
-learns by a table that the labels make (docs/method.md). 20 minutes on two CPU cores; docs/findings.md has what was
+learns by a table that the labels make (docs/method.md). 21 minutes on two CPU cores; docs/findings.md has what was
 measured.
 """
 
@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Second looks judge places well once the first has learned what there is to be found.
     config.stages.coarse_epochs = 3.0
     config.stages.fine_epochs = 2.0
-    # By SGD at 5e-3, as birds learn, a thousand steps leave nearly all of this unlearned (docs/findings.md).
+    # By SGD at 5e-3 a thousand steps leave nearly all of this unlearned (docs/findings.md).
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 1e-2

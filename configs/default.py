@@ -85,8 +85,10 @@ def get_config() -> ml_collections.ConfigDict:
     model.dtype = "float32"  # compute dtype: float32, bfloat16, or float64 (for checks)
 
     config.region = region = ml_collections.ConfigDict()
-    region.box_gradient = "all"  # through the fine view's box: none, mapping or all (C2F: a differentiable path)
-    region.box_gradient_scale = 0.1  # factor on that gradient (ours)
+    # How far what teaches the region reaches, second looks through their box (C2F: a differentiable path) or, with a
+    # region.side, region.teach: none, mapping (nothing below it), or all.
+    region.box_gradient = "all"
+    region.box_gradient_scale = 0.1  # factor on what goes through the box, and by "all" below the mapping (ours)
     region.min_side = 0.3  # limits of the box's sides, learned or random, fraction of the coarse view (ours)
     region.max_side = 1.0  # the other end of it
     region.kappa = 3.0**0.5  # half sides in standard deviations at the start; sqrt(3): exact for a uniform block (ours)
@@ -94,8 +96,8 @@ def get_config() -> ml_collections.ConfigDict:
     region.background = 0.0  # share of its mean that does: the larger of the two (ours)
     # How far right and down of what it shows a cell of the backbone's maps lies, in cells (benchmarks/geometry.py).
     region.cell_offset = 0.0
-    # Side of the second look, a square at the likeliest place, fraction of the raw image; 0: as large as the attention
-    # is wide (ours).
+    # Side of the second look, a square at the likeliest place, fraction of the raw image; 0: a box as large as the
+    # attention is wide, of which alone kappa, floor, background and the limits of its sides tell (ours).
     region.side = 0.0
     region.view_size = 0  # pixels along each side of the second look; 0: as many as the first (ours)
     # Weight of what teaches the region of coarse2fine: in the coarse stage, where the weights are not new, a table of

@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 8e-3
     config.optimizer.weight_decay = 1e-2
-    config.optimizer.clip_norm = 5.0  # the gradient through the box needs it
+    config.optimizer.clip_norm = 5.0  # as with a soft box, whose gradient needed it
     config.optimizer.warmup_epochs = 0.5
     # The bars are learned late and of a sudden: by 64, with half as many steps, seed 0 once ended before it (49.7 %).
     config.train.batch_size = 32

@@ -78,6 +78,12 @@ class Subset:
         sizes = getattr(self._source, "sizes", None)
         return None if sizes is None else sizes[self._indices]
 
+    @property
+    def groups(self) -> list[str] | None:
+        """Of each example, what no split divides; None where nothing is known of any."""
+        groups = getattr(self._source, "groups", None)
+        return None if groups is None else [groups[index] for index in self._indices]
+
 
 class Balanced:
     """`source` with every class equally often: each example of the largest class once, those of others again and again.

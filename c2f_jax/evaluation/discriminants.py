@@ -1,7 +1,7 @@
 """What each place of a photo tells of its label, by linear discriminants that were fitted to other photos."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +11,16 @@ from scipy.special import log_softmax, logsumexp
 FOLDS = 3
 SHRINKAGE = 0.1  # of the within-class covariance towards a multiple of the identity
 POWER = 4.0  # of P(label | square): on DeepPCB what there is at the defect then stands out most from the rest
-SCORES = 2**28  # numbers, of as many photos as how sure the discriminants are is measured on: 1 GiB
+# Numbers, of as many photos as how sure the discriminants are is measured on: 256 MiB, and four times that for a while.
+SCORES = 2**26
 
 # Photos' numbers -> their squares' features [b, K, D], some photos at a time, in that order.
 Features = Callable[[np.ndarray], Iterator[np.ndarray]]
 
 
-def held_out(features: Features, labels: np.ndarray, *, classes: int) -> np.ndarray:
+def held_out(
+    features: Features, labels: np.ndarray, *, classes: int, groups: Sequence[str] | None = None
+) -> np.ndarray:
     """Logits float32 [N, K] of where to look, `POWER` log P(label | square), by linear discriminants of other photos.
 
     However many photos there are, no more is kept of them than that, a covariance for each fold and `SCORES`.
@@ -26,9 +29,13 @@ def held_out(features: Features, labels: np.ndarray, *, classes: int) -> np.ndar
         features: of all photos, and then again, of those that are asked for.
         labels: int [N].
         classes: how many there are.
+        groups: of each photo; others of its group tell a photo no more than it tells itself. None where there are none.
     """
-    order = np.random.default_rng(0).permutation(len(labels))
-    folds, every = order % FOLDS, np.arange(len(labels))
+    order, every = np.random.default_rng(0).permutation(len(labels)), np.arange(len(labels))
+    folds = order % FOLDS
+    if groups is not None:
+        names, of = np.unique(np.asarray(groups), return_inverse=True)
+        folds = np.random.default_rng(0).permutation(len(names))[of] % FOLDS
     # Each photo's squares are summed up once, and not once for each fold that they are fitted for.
     each: list[Moments] = []
     for photos, rows in _some(features, every):
@@ -117,7 +124,7 @@ def discriminants(found: Moments, centre: np.ndarray) -> tuple[np.ndarray, np.nd
     A class without an example is as likely as the mean of all.
     """
     members, width = found.members[:, None], len(centre)
-    means = np.where(members > 0, found.sums / np.maximum(members, 1), 0.0)  # 0: the mean of all
+    means = np.where(members > 0, found.sums / np.maximum(members, 1), found.sums.sum(axis=0) / max(members.sum(), 1))
     within = (found.products - (members * means).T @ means) / max(members.sum(), 1)
     within *= 1.0 - SHRINKAGE
     within[np.diag_indices_from(within)] += SHRINKAGE / (1.0 - SHRINKAGE) * np.trace(within) / width + 1e-12

@@ -79,7 +79,8 @@ class InverseMapping(nn.Module):
         kappa_init: kappa at the start; sqrt(3) makes the box of a uniform block that block.
         floor, background: shares of the mean map's maximum and mean that count as background; the larger is `low`.
         cell_offset: how far right and down of what it shows a cell of the feature maps lies, in cells.
-        side: of the square, a fraction of the raw image; 0 for a box as large as the attention is wide.
+        side: of the square, a fraction of the raw image; attention is averaged over that fraction of the view. 0 for a
+            box as large as the attention is wide.
         dtype: compute dtype of the score head; the distribution and the box are float32 or wider.
     """
 

@@ -41,6 +41,7 @@ class Run:
         backend: how a step runs on the devices.
         mesh: the devices.
         labels: of the training part, int [N].
+        groups: of its examples, what no split divides; None where nothing is known of any.
     """
 
     config: Any
@@ -50,6 +51,7 @@ class Run:
     backend: parallel.Backend
     mesh: jax.sharding.Mesh
     labels: np.ndarray
+    groups: list[str] | None
 
     @property
     def total_steps(self) -> int:
@@ -252,7 +254,7 @@ def build(config: Any) -> Run:
     train, validation = (
         pipeline.InMemory(part, raw_images(config), memory) for part in (splits.train, splits.validation)
     )
-    labels = cast(Labelled, splits.train).labels
+    labels, groups = cast(Labelled, splits.train).labels, getattr(splits.train, "groups", None)
     splits = replace(splits, train=train, validation=validation)
     mesh = parallel.make_mesh(model=config.parallel.model)
     backend = parallel.make_backend(config.parallel.backend, mesh)
@@ -266,6 +268,7 @@ def build(config: Any) -> Run:
         backend=backend,
         mesh=mesh,
         labels=labels,
+        groups=groups,
     )
 
 

@@ -22,7 +22,7 @@ def check(config: Any) -> None:
     fields.check(config, training=False)
     compile_pattern(config.dataset.group_by)
     model, region = config.model, config.region
-    if not region.min_side < region.max_side:
+    if not region.side and not region.min_side < region.max_side:
         raise UserError(
             f"region.min_side={region.min_side} must be less than region.max_side={region.max_side}: "
             "they are the limits of the second look's sides"

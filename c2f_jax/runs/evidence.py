@@ -34,25 +34,31 @@ ROOM = 2**32  # bytes of host memory for features; beyond it the photos are look
 
 
 def evidence_of(run: Run, workdir: Path, state: Any | None) -> np.ndarray:
-    """The table [N, G, G] of the training part, from `workdir` or else made of `state` and written there.
+    """The table [N, G, G] of the training part, made of `state` and written to `workdir`, or else read there.
 
-    All processes call it together. state: None beyond the step that makes it.
+    All processes call it together. state: None beyond the step that makes it. A table that an earlier beginning left is
+    of other weights or photos, for all that is known.
 
     Raises:
-        UserError: if the file is not there any more, cannot be read, or is of other photos.
+        UserError: if the file is not there any more, cannot be read, or is of other photos, or if it would hold what
+            is not finite.
     """
     path = storage.join(workdir, FILE)
-    made = processes.told_by_first(lambda: "made" if storage.exists(path) else "")
-    if not made and state is not None:
+    if state is not None:
         if processes.is_first():
             tell("looking at all places of the training photos")
         features = Kept(features_of(run, state), len(run.labels))
-        table = held_out(features, run.labels, classes=len(run.splits.class_names))
+        table = held_out(features, run.labels, classes=len(run.splits.class_names), groups=run.groups)
         processes.by_first(lambda: _write(path, table.reshape(-1, GRID, GRID)))
     return processes.together(lambda: _read(path, len(run.labels)))
 
 
 def _write(path: Path, table: np.ndarray) -> None:
+    if not np.isfinite(table).all():
+        raise UserError(
+            "what the network sees in the training photos is not finite, and teaches nothing: take other weights "
+            "(model.pretrained, init_from), or --config.region.teach=0.0 --config.region.box_gradient=none"
+        )
     content = io.BytesIO()
     np.save(content, table.astype(np.float32))
     storage.write_bytes(path, content.getvalue())
@@ -60,10 +66,17 @@ def _write(path: Path, table: np.ndarray) -> None:
 
 def _read(path: Path, count: int) -> np.ndarray:
     try:
-        table = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
+        content = storage.read_bytes(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {storage.told(error)}; it taught this run where to look: restore it, or start another, with "
+            "another --workdir"
+        ) from error
+    try:
+        table = np.load(io.BytesIO(content), allow_pickle=False)
         if table.shape != (count, GRID, GRID) or not np.isfinite(table).all():
             raise ValueError(f"holds {table.dtype} {list(table.shape)}, not {[count, GRID, GRID]} numbers")
-    except (OSError, ValueError, EOFError) as error:
+    except (ValueError, EOFError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): it taught this run where to look; start another, with another --workdir"
         ) from error
@@ -79,7 +92,9 @@ def features_of(run: Run, state: Any) -> Features:
     whole = min(task.fine_size / task.side, config.dataset.raw_size)
     whole *= STRETCH if config.augment.keep_aspect else 1.0
     whole = 32 * math.ceil(whole / 32)
-    variables = {"params": state.params["backbone"], "batch_stats": state.batch_stats["coarse"]["backbone"]}
+    # Some backbones have no running statistics.
+    statistics = state.batch_stats["coarse"].get("backbone", {})
+    variables = {"params": state.params["backbone"], "batch_stats": statistics}
 
     @partial(jax.jit, out_shardings=parallel.replicated(run.mesh))
     def see(variables: Any, photos: jax.Array, window: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """What each field of a config may be: the one table, which `check` holds configs, files and flags against.
 
 It needs neither JAX nor the package of configs, so a mistake is told at once. How fields must fit each other, the
-backbone and the devices stands in `build`. Who adds a field adds a line here; `tests/runs/test_fields.py` says where
-one is missing, walks all of them with values that they cannot take, and trains on those that they can. `docs/config.md`
+backbone and the devices stands in `checks.py`. Who adds a field adds a line here; `tests/runs/test_fields.py` says
+where one is missing, walks all with values that they cannot take, and trains on those that they can. `docs/config.md`
 is written from this table and from the comments of `configs/default.py`.
 """
 

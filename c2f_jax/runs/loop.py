@@ -61,7 +61,7 @@ def train_and_evaluate(
         config: all fields of `configs/default.py`.
         workdir: holds `config.json`, `class_names.json`, `metrics.jsonl`, `results.json`, `samples.png`, `train.lock`
             `fusion.json`, `confusion.csv`, `per_class.csv` and `checkpoints/` in the end; with a validation part
-            `unknown.json`, of photos `test_part.json`.
+            `unknown.json`, of photos `test_part.json`, where a table teaches `evidence.npy`.
         interruption: notes signals; the run then stops after a step, saved, in all processes at the same one.
 
     Returns:

@@ -44,7 +44,10 @@ def cover(
         low = jnp.maximum(start[..., None], edges[:-1])
         high = jnp.minimum((start + length[:, None])[..., None], edges[1:])
         shares = jnp.maximum(high - low, 0.0)
-        return shares / jnp.sum(shares, axis=-1, keepdims=True)
+        total = jnp.sum(shares, axis=-1, keepdims=True)
+        # A square at the rim of a long photo can lie beyond all cells, which `cell_offset` moves: the nearest, then.
+        nearest = jax.nn.one_hot(jnp.where(start > 0.5, cells - 1, 0), cells)
+        return jnp.where(total > 0.0, shares / jnp.where(total > 0.0, total, 1.0), nearest)
 
     return along(0), along(1)
 

@@ -1,11 +1,15 @@
 """The table that teaches is made once, and read by whoever goes on."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from c2f_jax.errors import UserError
+from c2f_jax.models import backbones
+from c2f_jax.models.convnext import ConvNeXt
 from c2f_jax.runs import evidence
 from c2f_jax.runs.build import build
 from c2f_jax.runs.loop import train_and_evaluate
@@ -48,7 +52,7 @@ def test_its_table_must_stay(taught, tmp_path):
     config, workdir, _ = taught
     run = build(config)
     table = evidence.evidence_of(run, workdir, None)
-    with pytest.raises(UserError, match="start another, with another --workdir"):
+    with pytest.raises(UserError, match="No such file .* restore it, or start another, with another --workdir"):
         evidence.evidence_of(run, tmp_path, None)
     (tmp_path / evidence.FILE).write_bytes((workdir / evidence.FILE).read_bytes()[:-8])
     with pytest.raises(UserError, match=f"{evidence.FILE} cannot be read"):
@@ -56,6 +60,44 @@ def test_its_table_must_stay(taught, tmp_path):
     np.save(tmp_path / evidence.FILE, table[1:])
     with pytest.raises(UserError, match="79, 12, 12"):
         evidence.evidence_of(run, tmp_path, None)
+
+
+def test_whoever_begins_makes_it(tmp_path, monkeypatch):
+    """Of the weights that are there, whatever another beginning has left; a backbone without statistics can, too."""
+    monkeypatch.setitem(backbones._CONSTRUCTORS, "convnext_tiny", (partial(ConvNeXt, (1, 1), (8, 16)), {8: {}}))
+    run = build(tiny_config(model__backbone="convnext_tiny", **TEACHING))
+    np.save(tmp_path / evidence.FILE, np.zeros((3, 12, 12), np.float32))
+    table = evidence.evidence_of(run, tmp_path, run.create_state())
+    assert table.shape == (80, 12, 12) and table.std() > 0
+    np.testing.assert_array_equal(evidence.evidence_of(run, tmp_path, None), table)
+
+
+def test_groups_that_no_split_divides_reach_it(tmp_path, monkeypatch):
+    for name in ("owl", "wren"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = np.full((40, 40, 3), 10 * i + (name == "owl"), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"b{i // 3}_{i}.png")
+    settings = {"name": "folder", "path": str(tmp_path / "photos"), "cache_dir": str(tmp_path), "group_by": r"\w+/b\d"}
+    config = tiny_config(train__batch_size=4, train__eval_batch_size=4, **TEACHING)
+    config.dataset.update(settings | {"train_size": None, "test_size": None})
+    run, given = build(config), {}
+    assert len(run.groups) == len(run.labels) and all(run.groups.count(one) == 3 for one in run.groups)
+
+    def held_out(features, labels, **settings):
+        given.update(settings)
+        return np.zeros((len(labels), evidence.GRID**2))
+
+    monkeypatch.setattr(evidence, "held_out", held_out)
+    monkeypatch.setattr(evidence, "features_of", lambda run, state: None)
+    evidence.evidence_of(run, tmp_path, object())
+    assert given == {"classes": 2, "groups": run.groups}
+
+
+def test_a_table_without_numbers_is_not_written(tmp_path):
+    with pytest.raises(UserError, match="is not finite, and teaches nothing: take other weights"):
+        evidence._write(tmp_path / evidence.FILE, np.full((2, 12, 12), np.nan, np.float32))
+    assert not list(tmp_path.iterdir())
 
 
 def test_features_beyond_the_room_are_asked_for_again():

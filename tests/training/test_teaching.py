@@ -50,6 +50,16 @@ def test_means_over_the_squares(cell_offset):
         np.testing.assert_allclose((weights > 0).sum(-1) / 40, boxes[:, 0, 0, axis + 2, None] + 0 * middle, atol=0.051)
 
 
+@pytest.mark.parametrize("cell_offset", [-0.25, 0.0, 0.25])
+def test_squares_beyond_all_cells_take_the_nearest(cell_offset):
+    """At the rim of a photo thirty times as long as high, whose cells lie off what they show."""
+    window = jnp.array([[0.0, 0.5, 1.0, 0.5 + 1 / 30]])
+    rows, columns = cover(window, cells=26, side=0.2, grid=12, cell_offset=cell_offset)
+    for weights in (rows, columns):
+        np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose([columns[0, 0, 0], columns[0, -1, -1]], 1.0, rtol=1e-5)
+
+
 @pytest.mark.parametrize("cell_offset", [0.0, 0.25])
 def test_evidence_is_interpolated_at_the_cells_middles(cell_offset):
     table = np.random.default_rng(0).normal(size=(3, GRID, GRID))
