@@ -10,9 +10,10 @@ region, losses, views and optimiser are those of configs/cub50_taught.py, settle
 classes, views of 128 px, EfficientNet-Lite0 (docs/findings.md, "Birds"). Backbone, sizes and the number of
 epochs are not measured, and no full run has been made yet, so neither its time nor its accuracy is known.
 
-Hardware: one GPU or TPU host with 24 GB or more (by the count of docs/reproduce.md a step's gradient keeps 14 GiB);
-with less, --config.train.accumulate=2. The weights are fetched from the Hugging Face hub once; without a network give a
-safetensors file by --config.model.pretrained=FILE.
+Hardware: one GPU or TPU host with 24 GB or more (by the count of docs/reproduce.md a step's gradient keeps 14 GiB;
+with less, --config.train.accumulate=2), and 8 GB of the host's memory for the table that teaches, by count. The
+weights are fetched from the Hugging Face hub once; without a network give a safetensors file by
+--config.model.pretrained=FILE.
 """
 
 import ml_collections

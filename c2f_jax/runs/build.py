@@ -1,4 +1,4 @@
-"""Config -> all that the loop needs. `checks`, `methods`, `recipe` and this are where the config is unpacked."""
+"""Config -> all that the loop needs. `checks`, `methods`, `recipe`, `evidence` and this unpack the config."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,7 +1,8 @@
 """`config.init_from`: a new run begins with the parameters of another one, finished or broken.
 
 Taken is, module by module, what has the same shapes: the backbone in any case, the attention and the mapping where the
-maps are as many, the head (with the classes' centres) where the classes are the same. The rest is new.
+maps are as many (the mapping: with a `region.side` both or none), the head (with the classes' centres) where the
+classes are the same. The rest is new.
 """
 
 from collections.abc import Sequence

@@ -98,7 +98,8 @@ def train_step(
     Args:
         state: before the step.
         batch: `image` uint8 [B, R, R, 3], `place` float32 [B, 2], `label`, `row` int32 [B], as of
-            `pipeline.training_batches`; all of the global batch under jit, a device's share of it under pmap.
+            `pipeline.training_batches`, and where a table teaches `evidence` float32 [B, G, G] and `window` float32
+            [B, 4] of the photos; all of the global batch under jit, a device's share of it under pmap.
         task, stage: what to optimise, and how.
         seed: of all randomness, together with the step and each example's row.
         accumulate: in how many parts, one after the other, the batch is computed; its examples' order is kept, batch
