@@ -10,8 +10,8 @@ tables in docs/findings.md from the lines alone.
 
 Accuracies are of the official test part, after training on the same images; differences are between the same test
 images, resampled by whole boards. `inside`: the share of second looks that hold what is annotated, the middle of the
-defect or of the bird's head; of boards also in the four groups that no training image is of. At the annotated place the
-same network is asked again.
+defect or of the bird's head, and how often both looks are right there and elsewhere; of boards also its share in the
+four groups that no training image is of. At the annotated place the same network is asked again.
 """
 
 import argparse
@@ -282,7 +282,7 @@ def report(records: Sequence[dict[str, Any]]) -> None:
         for one in sorted((one for one in records if one["subject"] == subject), key=lambda one: one["seed"]):
             rows[one["name"]][one["seed"]] = one
         columns = ["row", "seeds", "training", "first look", "second", "both", "at the place", "inside"]
-        columns += [*(["new boards"] if group else []), "minutes"]
+        columns += ["both there / elsewhere", *(["new boards"] if group else []), "minutes"]
         lines_of = [
             [name, _listed(by_seed), *_cells(list(by_seed.values()))] for name, by_seed in rows.items() if by_seed
         ]
@@ -319,13 +319,15 @@ def _figures(record: dict[str, Any]) -> list[Sequence[float | None]]:
     there = {view: unpack(text, count) for view, text in regions.get("annotated", {}).items()}
     once = _once(record)
 
-    def of_two_looks(right: np.ndarray | None) -> list[float | None]:
-        return [None if once or right is None else float(right.mean())]
+    def of_two_looks(*rights: np.ndarray | None) -> list[float | None]:
+        return [None if once or right is None or not right.size else float(right.mean()) for right in rights]
 
     figures: list[Sequence[float | None]] = [list(record["training"].values()), [float(own["coarse"].mean())]]
-    figures += map(of_two_looks, (own["fine"], own["fused"], there.get("fused"), own["inside"][own["known"]]))
+    known, inside = own["known"], own["inside"]
+    figures += map(of_two_looks, (own["fine"], own["fused"], there.get("fused"), inside[known]))
+    figures.append(of_two_looks(own["fused"][known & inside], own["fused"][known & ~inside]))
     if record["new"] is not None:
-        figures.append(of_two_looks(own["inside"][unpack(record["new"], count)]))
+        figures.append(of_two_looks(inside[unpack(record["new"], count)]))
     return figures
 
 

@@ -17,6 +17,7 @@ os.environ.setdefault("PJRT_NPROC", "8")
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if tuple(map(int, version("jaxlib").split(".")[:2])) >= (0, 10):  # older ones, for the kernels alone, abort on it
     FLAGS.append("--xla_cpu_collective_call_terminate_timeout_seconds=300")
+    # By XLA's older CPU emitters, in half of that again (what users run is compiled by the newer ones).
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
