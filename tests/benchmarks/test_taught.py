@@ -85,3 +85,14 @@ def test_whole_boards_are_drawn(capsys):
     groups = {"groups": [0] * 4 + [1] * 4}
     taught.report([line("fixed", [0] * 4 + [1] * 4, **groups), line("taught", [1] * 8, **groups)])
     assert "taught, less fixed: +50.0 (+0.0 to +100.0), seeds 0" in capsys.readouterr().out
+
+
+def test_rows_of_twice_the_epochs_are_compared_with_each_other(capsys):
+    rows = {"taught": [0, 0, 0, 0], "oracle": [1, 1, 0, 0], "taught_twice": [1, 1, 1, 1], "oracle_twice": [1, 0, 0, 0]}
+    lines = [line(name, right, subject="boards", new=pack(np.zeros(4, bool))) for name, right in rows.items()]
+    for one in lines[1::2]:  # oracles are asked at the annotated places, and wrong at their own
+        one["regions"] = {**one["regions"], "own": lines[0]["regions"]["own"]}
+    taught.report(lines)
+    said = capsys.readouterr().out
+    assert "boards: taught, less oracle: -50.0 (" in said and "boards: taught_twice, less oracle_twice: +75.0 (" in said
+    assert "taught, less taught_twice" not in said and "taught_twice, less taught" not in said
