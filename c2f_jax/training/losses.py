@@ -18,7 +18,7 @@ from c2f_jax.kernels import center_loss, compose, drop_mask, resize_maps, sample
 from c2f_jax.models.inverse_mapping import SHARPNESS
 from c2f_jax.models.two_looks import Look, Region, crop_view, learned_region, see, square_at, two_looks
 from c2f_jax.training import augment
-from c2f_jax.training.teaching import PART, comparison_loss, evidence_at, places_apart, teaching_loss
+from c2f_jax.training.teaching import PART, comparison_loss, drawn_places, evidence_at, teaching_loss
 
 Batch = dict[str, jax.Array]
 # Keys [B], outputs of the coarse look, its boxes [B, 4] -> where to look again [B, 4]; both in raw coordinates.
@@ -201,7 +201,7 @@ def _compared(task: Task, params: Any, state: Any, batch: Batch, keys: jax.Array
     The first is the one that is learned from; from the others nothing is, and no running statistics follow them.
     """
     region_logits, view = looks["coarse"].out["region_logits"], looks["coarse"].box
-    cells, places = _places(keys, region_logits, side=task.side, cell_offset=task.cell_offset)
+    cells, places = _drawn(keys, region_logits, cell_offset=task.cell_offset)
     boxes = [square_at(places[:, number], view, side=task.side) for number in range(1, LOOKS)]
     prepare = _prepare(task, keys)
     views = [prepare(crop_view(batch["image"], box, task.fine_size)) for box in boxes]
@@ -210,15 +210,12 @@ def _compared(task: Task, params: Any, state: Any, batch: Batch, keys: jax.Array
     )
     logits = jnp.stack([looks["fine"].logits, *jnp.split(others, LOOKS - 1)], axis=1)  # [B, LOOKS, C]
     told = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), batch["label"][:, None, None], axis=-1)[..., 0]
-    return comparison_loss(region_logits, cells, told)
+    return comparison_loss(region_logits, cells, told, sharpness=SHARPNESS)
 
 
-def _places(
-    keys: jax.Array, region_logits: jax.Array, *, side: float, cell_offset: float
-) -> tuple[jax.Array, jax.Array]:
+def _drawn(keys: jax.Array, region_logits: jax.Array, *, cell_offset: float) -> tuple[jax.Array, jax.Array]:
     keys = augment.stream(keys, augment.REGION)
-    drawn: dict[str, Any] = {"side": side, "cell_offset": cell_offset, "sharpness": SHARPNESS}
-    return places_apart(keys, region_logits, count=LOOKS, **drawn)
+    return drawn_places(keys, region_logits, count=LOOKS, cell_offset=cell_offset, sharpness=SHARPNESS)
 
 
 def taught_region(keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array) -> jax.Array:
@@ -231,7 +228,7 @@ def drawn_region(
     keys: jax.Array, out: dict[str, jax.Array], coarse_box: jax.Array, *, side: float, cell_offset: float
 ) -> jax.Array:
     """A square of `side` at a place drawn from the learned distribution, so that the classifier sees several."""
-    _, places = _places(keys, out["region_logits"], side=side, cell_offset=cell_offset)
+    _, places = _drawn(keys, out["region_logits"], cell_offset=cell_offset)
     return square_at(places[:, 0], coarse_box, side=side)
 
 

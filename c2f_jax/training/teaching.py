@@ -5,7 +5,7 @@ says, and q learns minus its logarithm. The gradient by q's logits is q - t, ``t
 are compared wherever they lie, where a gradient through the crop holds for a quarter of a pixel (docs/findings.md).
 
 In the coarse stage, when the network tells nothing of any place, k goes over all places of a photo and P is a table of
-classifiers that were not fitted to it. In the fine stage k goes over a few places that lie apart, and P is what second
+classifiers that were not fitted to it. In the fine stage k goes over a few places drawn from q, and P is what second
 looks at them say.
 """
 
@@ -99,56 +99,36 @@ def teaching_loss(region_logits: jax.Array, evidence: jax.Array) -> jax.Array:
     return -jnp.mean(jax.nn.logsumexp(q + evidence - jnp.max(evidence, axis=-1, keepdims=True), axis=-1))
 
 
-def comparison_loss(region_logits: jax.Array, cells: jax.Array, told: jax.Array) -> jax.Array:
-    """``-log sum_k w_k P(label | look at k)``, w the softmax of the region's logits at the places k.
+def comparison_loss(region_logits: jax.Array, cells: jax.Array, told: jax.Array, *, sharpness: float) -> jax.Array:
+    """``-log mean_k P(label | look at k)`` over places drawn from softmax(sharpness * region_logits), and its gradient.
 
-    By these logits its gradient is w - t, ``t ~ w_k P(label | look at k)``; none by `told`. Mean over the batch.
+    Each place's weight among those drawn is the same, but has the gradient of its probability; by the logits it is
+    1/K - t, ``t ~ P(label | look at k)``. Mean over the batch, divided by `sharpness`; none by `told`.
 
     Args:
         region_logits: [B, h, w].
-        cells: int [B, K] of `places_apart`.
+        cells: int [B, K] of `drawn_places`.
         told: log P(label | look at k) [B, K].
-    """
-    chosen = jnp.take_along_axis(region_logits.reshape(len(cells), -1), cells, axis=-1)
-    told = jax.lax.stop_gradient(told)
-    return -jnp.mean(jax.nn.logsumexp(jax.nn.log_softmax(chosen, axis=-1) + told, axis=-1))
-
-
-def places_apart(
-    keys: jax.Array, region_logits: jax.Array, *, count: int, side: float, cell_offset: float, sharpness: float
-) -> tuple[jax.Array, jax.Array]:
-    """Places in each view, each anywhere in its cell, one after the other: the looks that are compared. No gradient.
-
-    The first is drawn from softmax(sharpness * region_logits), each further one from what of it lies beyond half a
-    side of all before: looks that show the same have nothing to say about which is better. Where nothing is left, from
-    all of it.
-
-    Args:
-        keys: [B].
-        region_logits: [B, h, w].
-        count: K.
-        side: of a look, a fraction of the view.
-        cell_offset: see `soft_box`.
         sharpness: of the draw.
+    """
+    chosen = sharpness * jnp.take_along_axis(region_logits.reshape(len(cells), -1), cells, axis=-1)
+    weights = jax.nn.log_softmax(chosen - jax.lax.stop_gradient(chosen), axis=-1)
+    return -jnp.mean(jax.nn.logsumexp(weights + jax.lax.stop_gradient(told), axis=-1)) / sharpness
 
-    Returns:
-        Cells int [B, K], by rows, and their places (y, x) [B, K, 2] in view coordinates.
+
+def drawn_places(
+    keys: jax.Array, region_logits: jax.Array, *, count: int, cell_offset: float, sharpness: float
+) -> tuple[jax.Array, jax.Array]:
+    """Places in each view, drawn from softmax(sharpness * region_logits), each anywhere in its cell; no gradient.
+
+    keys [B]; region_logits [B, h, w]. -> cells int [B, count], by rows; their places (y, x) [B, count, 2] in view
+    coordinates.
     """
     h, w = region_logits.shape[1:]
-    rows, columns = jnp.arange(h), jnp.arange(w)
 
     def one(key: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         cell_key, jitter_key = jax.random.split(key)
-
-        def draw(seen: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            left = jnp.where(seen & ~jnp.all(seen), -jnp.inf, sharpness * logits)
-            cell = jax.random.categorical(key, left.reshape(-1))
-            near = (jnp.abs(rows - cell // w) <= 0.5 * side * h)[:, None] & (
-                jnp.abs(columns - cell % w) <= 0.5 * side * w
-            )
-            return seen | near, cell
-
-        _, cells = jax.lax.scan(draw, jnp.zeros((h, w), bool), jax.random.split(cell_key, count))
+        cells = jax.random.categorical(cell_key, sharpness * logits.reshape(-1), shape=(count,))
         jitter = jax.random.uniform(jitter_key, (count, 2), logits.dtype) - cell_offset
         return cells, (jnp.stack([cells // w, cells % w], axis=-1) + jitter) / jnp.array([h, w], logits.dtype)
 
