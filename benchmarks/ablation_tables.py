@@ -145,7 +145,8 @@ TABLES: list[tuple[str, str, list[str], Cells]] = [
     (
         "What was run",
         "Added to `python launch.py --config configs/cub50_lite0.py --config.dataset.path=DIR "
-        "--config.model.pretrained=FILE --config.seed=SEED`. Changed: the tree held more than the commit.",
+        "--config.model.pretrained=FILE --config.seed=SEED` of the commit (today's file has other "
+        "`augment.min_side` and `region.cell_offset`). Changed: the tree held more than the commit.",
         ["flags", "seeds", "commit"],
         _origin,
     ),

@@ -107,7 +107,7 @@ examples:
     "train": """\
 examples:
   python launch.py
-      the embedded data set, drawn birds: 4 to 5 minutes on two CPU cores; the run is in runs/paper_birds
+      the embedded data set, drawn birds: 2.5 to 5 minutes on two CPU cores; the run is in runs/paper_birds
   python launch.py --config configs/folder.py --config.dataset.path=photos --workdir runs/mine
       your own photos, one folder per class
   python launch.py --mode=predict --workdir runs/mine --images new

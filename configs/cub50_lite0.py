@@ -5,7 +5,7 @@ python launch.py --config configs/cub50_lite0.py --config.dataset.path=DIR --con
 DIR: a folder or archive in CUB-200-2011's layout. FILE: ImageNet weights of EfficientNet-Lite0 as safetensors under
 timm's names (`tf_efficientnet_lite0`).
 
-Measured on the first 50 classes (CUB-50): 20 minutes on two CPU cores, 76.0 % by both looks at seed 0. docs/results.md
+Measured on the first 50 classes (CUB-50): 23 minutes on two CPU cores, 76.0 % by both looks at seed 0. docs/results.md
 has seeds and controls (row `coarse2fine_drop_floor`), all trained on squeezed views (docs/findings.md). One look:
 --config.method=attention --config.stages.coarse_epochs=12.0; WS-DAN: --config.method=wsdan and the same; the plain
 baseline: method=baseline, model.output_stride=32, optimizer.head_factor=10.0, optimizer.clip_norm=0.0,

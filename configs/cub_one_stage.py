@@ -3,8 +3,8 @@
 python launch.py --config configs/cub_one_stage.py                                   # fetches CUB-200-2011 (1.1 GB)
 python launch.py --config configs/cub_one_stage.py --config.dataset.path=CUB_200_2011.tgz  # or the folder
 
-What configs/cub.py is held against, plain and by method=baseline or wsdan (docs/reproduce.md), and what the other
-published data sets' configs begin with.
+What configs/cub.py is held against, plain and by method=baseline or wsdan (docs/reproduce.md), and what the configs of
+published photos begin with.
 
 Hardware: one GPU or TPU host with 32 GB or more (by the count of docs/reproduce.md a step's gradient keeps 23 GiB;
 with less, --config.train.accumulate=2). No full run has been made yet, so neither its time nor its accuracy is known;
