@@ -9,9 +9,10 @@ goes on where it stopped; rows that are in `benchmarks/results/taught.jsonl` are
 tables in docs/findings.md from the lines alone.
 
 Accuracies are of the official test part, after training on the same images; differences are between the same test
-images, resampled by whole boards. `inside`: the share of second looks that hold what is annotated, the middle of the
-defect or of the bird's head, and how often both looks are right there and elsewhere; of boards also its share in the
-four groups that no training image is of. At the annotated place the same network is asked again.
+images, resampled by whole boards. `loss`: of what the row answers by where it looks itself, its only look or both.
+`inside`: the share of second looks that hold what is annotated, the middle of the defect or of the bird's head, and how
+often both looks are right there and elsewhere; of boards also its share in the four groups that no training image is
+of. At the annotated place the same network is asked again.
 """
 
 import argparse
@@ -291,7 +292,7 @@ def report(records: Sequence[dict[str, Any]]) -> None:
         rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
         for one in sorted((one for one in records if one["subject"] == subject), key=lambda one: one["seed"]):
             rows[one["name"]][one["seed"]] = one
-        columns = ["row", "seeds", "training", "first look", "second", "both", "at the place", "inside"]
+        columns = ["row", "seeds", "training", "first look", "second", "both", "loss", "at the place", "inside"]
         columns += ["both there / elsewhere", *(["new boards"] if group else []), "minutes"]
         lines_of = [
             [name, _listed(by_seed), *_cells(list(by_seed.values()))] for name, by_seed in rows.items() if by_seed
@@ -320,7 +321,8 @@ def _cells(records: Sequence[dict[str, Any]]) -> list[str]:
     """What a table's line says of a row's runs behind its name and seeds: means and standard deviations over seeds."""
     each = zip(*map(_figures, records), strict=True)
     cells = [" / ".join(mean_sd(values, 1, 100.0) for values in zip(*figures, strict=True)) for figures in each]
-    return [*cells, mean_sd([record["seconds"] / 60 for record in records], 0)]
+    loss = mean_sd([record["metrics"][f"{_answer(record)}/loss"] for record in records], 3)
+    return [*cells[:4], loss, *cells[4:], mean_sd([record["seconds"] / 60 for record in records], 0)]
 
 
 def _figures(record: dict[str, Any]) -> list[Sequence[float | None]]:
@@ -347,10 +349,15 @@ def _once(record: dict[str, Any]) -> bool:
     return record["overrides"].get("method") == "attention"
 
 
+def _answer(record: dict[str, Any]) -> str:
+    """The view by which a row answers."""
+    return "coarse" if _once(record) else "fused"
+
+
 def _right(record: dict[str, Any]) -> np.ndarray:
     """Of each image, bool [N]; an oracle is told where to look."""
     region = "annotated" if record["name"].removesuffix(TWICE) == ORACLE else "own"
-    return unpack(record["regions"][region]["coarse" if _once(record) else "fused"], len(record["groups"]))
+    return unpack(record["regions"][region][_answer(record)], len(record["groups"]))
 
 
 def _gains(ours: dict[str, Any], other: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

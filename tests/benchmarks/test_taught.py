@@ -56,6 +56,7 @@ def line(name, right, **other):
         "new": None,
         "seconds": 60.0,
         "training": {"a": 0.5},
+        "metrics": {"coarse/loss": 0.75, "fused/loss": 0.5},
     }
     return {**fixed, "name": name, "overrides": {}, "regions": regions, **other}
 
@@ -64,8 +65,8 @@ def test_a_report_says_what_the_lines_hold(capsys):
     once = line("one_look", [1, 0, 0, 0], overrides={"method": "attention"})
     taught.report([once, line("taught", [1, 1, 1, 0])])
     said = capsys.readouterr().out.splitlines()
-    assert "| taught | 0 | 50.0 | 75.0 | 75.0 | 75.0 | 75.0 | 75.0 | 100.0 / 0.0 | 1 |" in said
-    assert "| one_look | 0 | 50.0 | 25.0 | – | – | – | – | – / – | 1 |" in said
+    assert "| taught | 0 | 50.0 | 75.0 | 75.0 | 75.0 | 0.500 | 75.0 | 75.0 | 100.0 / 0.0 | 1 |" in said
+    assert "| one_look | 0 | 50.0 | 25.0 | – | – | 0.750 | – | – | – / – | 1 |" in said
     assert said[-1].startswith("birds: taught, less one_look: +50.0 (+0.0 to ") and said[-1].endswith("seeds 0")
 
 
