@@ -53,10 +53,6 @@ HEAD = (1, 4, 5, 6, 9, 10, 14)  # beak, crown, forehead, left eye, nape, right e
 UNTAUGHT: dict[str, Any] = {"region.teach": 0.0, "region.box_gradient": "none"}
 ORACLE = "oracle"  # second looks at the annotated places in training, and to be asked there
 FIXED = "fixed"  # second looks at one place of every view, the one at which most annotated places are inside
-TWICE = "_twice"  # ends the name of a row with twice the epochs
-# What two looks of 160 and 112 px cost in tests.
-BOARDS_ONCE: dict[str, Any] = {"method": "attention", "model.view_size": 192}
-BOARDS_TWICE: dict[str, Any] = {"stages.coarse_epochs": 6.0, "stages.fine_epochs": 4.0}
 
 
 class Subject(NamedTuple):
@@ -94,13 +90,10 @@ SUBJECTS = {
         {
             "taught": {},
             "untaught": UNTAUGHT,
-            # Trained for as long as the taught row and its table take.
-            "one_look": {**UNTAUGHT, **BOARDS_ONCE, "stages.coarse_epochs": 5.5},
+            # What two looks of 160 and 112 px cost in tests, trained for as long as the taught row and its table take.
+            "one_look": {**UNTAUGHT, "method": "attention", "model.view_size": 192, "stages.coarse_epochs": 5.5},
             ORACLE: UNTAUGHT,
             FIXED: UNTAUGHT,
-            "taught" + TWICE: BOARDS_TWICE,
-            "one_look" + TWICE: {**UNTAUGHT, **BOARDS_ONCE, "stages.coarse_epochs": 11.0},
-            ORACLE + TWICE: {**UNTAUGHT, **BOARDS_TWICE},
         },
         defect,
         lambda group: group.split("/")[0],  # boards that look alike: the first folder of the photo's path
@@ -260,7 +253,7 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
     source, config = source_state(ROOT), with_input_values(config)
     # The loop builds runs from configs, and no config tells what is annotated.
     building = {ORACLE: partial(build_oracle, place=place), FIXED: partial(build_fixed, place=place)}
-    loop.build = building.get(name.removesuffix(TWICE), build)
+    loop.build = building.get(name, build)
     run: Any = loop.build(config)  # whose sources may have groups
     workdir = runs / f"{subject}-{name}-seed{seed}"
     results = loop.train_and_evaluate(config, workdir)
@@ -284,33 +277,29 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
 
 
 def report(records: Sequence[dict[str, Any]]) -> None:
-    """Prints each subject's table of rows, and how the taught one differs from the others on the seeds of both.
-
-    Rows of twice the epochs are compared with each other.
-    """
+    """Prints each subject's table of rows, and differences of the taught one from the others on the seeds of both."""
     for subject, (_, names, _, group) in SUBJECTS.items():
         rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
         for one in sorted((one for one in records if one["subject"] == subject), key=lambda one: one["seed"]):
             rows[one["name"]][one["seed"]] = one
-        columns = ["row", "seeds", "training", "first look", "second", "both", "loss", "at the place", "inside"]
-        columns += ["both there / elsewhere", *(["new boards"] if group else []), "minutes"]
+        columns = ["row", "seeds", "training", "first look", "second", "both", "at the place", "inside"]
+        columns += ["both there / elsewhere", *(["new boards"] if group else []), "loss", "minutes"]
         lines_of = [
             [name, _listed(by_seed), *_cells(list(by_seed.values()))] for name, by_seed in rows.items() if by_seed
         ]
         print("\n".join([f"\n{subject}\n", *table(columns, lines_of)]), end="")
         for name, by_seed in rows.items():
-            ours = "taught" + (TWICE if name.endswith(TWICE) else "")
-            seeds = sorted(rows[ours].keys() & by_seed.keys()) if name != ours else []
+            seeds = sorted(rows["taught"].keys() & by_seed.keys()) if name != "taught" else []
             if not seeds:
                 continue
-            gains, sizes = zip(*(_gains(rows[ours][seed], by_seed[seed]) for seed in seeds), strict=True)
+            gains, sizes = zip(*(_gains(rows["taught"][seed], by_seed[seed]) for seed in seeds), strict=True)
             found = compare(np.stack(gains), sizes[0])
             by = (
                 f"{between(found.by_image)}; by seeds {between(found.by_seed)}"
                 if found.by_seed
                 else between(found.by_image)
             )
-            print(f"\n{subject}: {ours}, less {name}: {100 * found.mean:+.1f} ({by}), seeds {_listed(seeds)}")
+            print(f"\n{subject}: taught, less {name}: {100 * found.mean:+.1f} ({by}), seeds {_listed(seeds)}")
 
 
 def _listed(seeds: Iterable[int]) -> str:
@@ -322,7 +311,7 @@ def _cells(records: Sequence[dict[str, Any]]) -> list[str]:
     each = zip(*map(_figures, records), strict=True)
     cells = [" / ".join(mean_sd(values, 1, 100.0) for values in zip(*figures, strict=True)) for figures in each]
     loss = mean_sd([record["metrics"][f"{_answer(record)}/loss"] for record in records], 3)
-    return [*cells[:4], loss, *cells[4:], mean_sd([record["seconds"] / 60 for record in records], 0)]
+    return [*cells, loss, mean_sd([record["seconds"] / 60 for record in records], 0)]
 
 
 def _figures(record: dict[str, Any]) -> list[Sequence[float | None]]:
@@ -356,7 +345,7 @@ def _answer(record: dict[str, Any]) -> str:
 
 def _right(record: dict[str, Any]) -> np.ndarray:
     """Of each image, bool [N]; an oracle is told where to look."""
-    region = "annotated" if record["name"].removesuffix(TWICE) == ORACLE else "own"
+    region = "annotated" if record["name"] == ORACLE else "own"
     return unpack(record["regions"][region][_answer(record)], len(record["groups"]))
 
 

@@ -4,7 +4,7 @@ python launch.py --config configs/cub_one_stage.py                              
 python launch.py --config configs/cub_one_stage.py --config.dataset.path=CUB_200_2011.tgz  # or the folder
 
 What configs/cub.py is held against, plain and by method=baseline or wsdan (docs/reproduce.md), and what the configs of
-published photos begin with.
+other published data sets begin with, but for deep_pcb.
 
 Hardware: one GPU or TPU host with 32 GB or more (by the count of docs/reproduce.md a step's gradient keeps 23 GiB;
 with less, --config.train.accumulate=2). No full run has been made yet, so neither its time nor its accuracy is known;

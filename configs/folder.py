@@ -8,8 +8,9 @@ group (--config.dataset.group_by, or a column `group`) stay together. docs/data.
 fetched from the Hugging Face hub once; without a network give a safetensors file by --config.model.pretrained=FILE, or
 train from scratch with --config.model.pretrained= (empty).
 
-In tests the first look sees 0.875 of the middle square of a photo. Where what matters lies at the ends of long photos,
---config.augment.keep_aspect=False squeezes the photo into that square, and --config.augment.test_side=1.0 takes all.
+In tests the first look sees the middle square of a photo, 0.875 of its side. Where what matters lies at the ends of
+long photos, --config.augment.keep_aspect=False squeezes the photo into that square, and --config.augment.test_side=1.0
+takes all.
 
 The second look is a square of 0.4 of that square's side, where labels and second looks have taught it to lie: as for
 birds, where that gives 1.6 points more than the attention's own peak, and for defects of a twentieth of the side, which
