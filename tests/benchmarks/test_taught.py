@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import taught
 from benchmarks.lines import pack
 from c2f_jax.kernels import compose, contains
+from tests.tiny import tiny_config
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -43,6 +45,21 @@ def test_a_fixed_place_holds_most():
     y, x = taught.fixed_place(np.concatenate([corner, middle]), side=0.4)
     assert 0.2 <= y <= 0.26 and 0.2 <= x <= 0.26  # moved in, where it would reach beyond the view
     np.testing.assert_allclose(taught.fixed_place(np.array([[0.5, 0.6]]), side=0.4), [0.5, 0.6], atol=0.02)
+
+
+def test_rows_may_look_where_they_would_in_other_photos():
+    """No photo where it would be looked at itself; in training but for shifts of up to 0.3 of the square's side."""
+    run = taught.build_shuffled(tiny_config(region__side=0.2, stages__fine_epochs=1.0))
+    places = jnp.array([[0.2, 0.3], [0.4, 0.5], [0.6, 0.7], [0.8, 0.3]])
+    out, view = {"place": places}, jnp.tile(jnp.array([[0.0, 0.0, 1.0, 1.0]]), (4, 1))
+    others = np.asarray(places)[[2, 3, 0, 1]]
+    squares = run.task.test_region(out, view)
+    np.testing.assert_allclose((squares[:, :2] + squares[:, 2:]) / 2, others, atol=1e-6)
+    np.testing.assert_allclose(squares[:, 2:] - squares[:, :2], 0.2, atol=1e-6)
+    (loss,) = (stage.loss for stage in run.stages if stage.name == "fine")
+    trained = loss.keywords["region"](jax.random.split(jax.random.key(0), 4), out, view)
+    moved = np.abs(np.asarray((trained[:, :2] + trained[:, 2:]) / 2) - others)
+    assert moved.max() <= 0.3 * 0.2 + 1e-6 and moved.std() > 0.005
 
 
 def line(name, right, **other):
