@@ -123,6 +123,8 @@ SUBJECTS = {
         {
             "taught": {},
             "untaught": UNTAUGHT,
+            # For as long as the taught row and its table take.
+            "untaught_longer": {**UNTAUGHT, "stages.coarse_epochs": 3.0, "stages.fine_epochs": 19.0},
             "one_look": {
                 **UNTAUGHT,
                 **{"method": "attention", "model.view_size": 176, "stages.coarse_epochs": 18.0, "region.side": 0.0},
