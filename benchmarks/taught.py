@@ -57,7 +57,6 @@ FIXED = "fixed"  # second looks at one place of every view, the one at which mos
 SHUFFLED = "shuffled"  # second looks where the network would look in other photos
 # What two looks of 160 and 112 px cost in tests.
 ONE_BOARD: dict[str, Any] = {**UNTAUGHT, "method": "attention", "model.view_size": 192}
-TWICE: dict[str, Any] = {"stages.coarse_epochs": 6.0, "stages.fine_epochs": 4.0}
 
 
 class Subject(NamedTuple):
@@ -111,9 +110,8 @@ SUBJECTS = {
     "boards_twice": Subject(
         deep_pcb.get_config,
         {
-            "taught": TWICE,
+            "taught": {"stages.coarse_epochs": 6.0, "stages.fine_epochs": 4.0},
             "one_look": {**ONE_BOARD, "stages.coarse_epochs": 11.0},
-            ORACLE: {**UNTAUGHT, **TWICE},
         },
         defect,
         alike,
