@@ -120,6 +120,8 @@ SUBJECTS = {
         cub50_taught.get_config,
         {
             "taught": {},
+            # The same work divided otherwise between the two looks.
+            "larger_first": {"model.view_size": 144, "region.view_size": 104},
             "untaught": UNTAUGHT,
             # For as long as the taught row and its table take.
             "untaught_longer": {**UNTAUGHT, "stages.coarse_epochs": 3.0, "stages.fine_epochs": 19.0},
