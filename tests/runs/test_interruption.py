@@ -113,10 +113,11 @@ def test_ctrl_c_at_any_time_of_a_start(tmp_path):
         # By the signal itself while Python still starts.
         assert code in (130, -signal.SIGINT), said
         assert "Traceback" not in said and len([line for line in said.splitlines() if "launch.py" in line]) <= 2
+    before = saved(workdir)  # on a fast machine the last of these starts came to a step
     run = Started(workdir, cache)
-    while not events(workdir):
+    while not any(event["step"] > before for event in events(workdir)):
         assert run.running(), run.finish()
         time.sleep(0.01)
     run.processes[0].send_signal(signal.SIGTERM)
     ((code, said),) = run.finish()
-    assert code == 143 and saved(workdir) >= 1 and f"saved at step {saved(workdir)} of 20" in said.splitlines()[-1]
+    assert code == 143 and saved(workdir) > before and f"saved at step {saved(workdir)} of 20" in said.splitlines()[-1]
