@@ -54,6 +54,7 @@ HEAD = (1, 4, 5, 6, 9, 10, 14)  # beak, crown, forehead, left eye, nape, right e
 UNTAUGHT: dict[str, Any] = {"region.teach": 0.0, "region.box_gradient": "none"}
 ORACLE = "oracle"  # second looks at the annotated places in training, and to be asked there
 FIXED = "fixed"  # second looks at one place of every view, the one at which most annotated places are inside
+CENTRE = "centre"  # second looks at the middle of every view
 SHUFFLED = "shuffled"  # second looks where the network would look in other photos
 # What two looks of 160 and 112 px cost in tests.
 ONE_BOARD: dict[str, Any] = {**UNTAUGHT, "method": "attention", "model.view_size": 192}
@@ -131,6 +132,7 @@ SUBJECTS = {
             },
             ORACLE: UNTAUGHT,
             FIXED: UNTAUGHT,
+            CENTRE: UNTAUGHT,
             SHUFFLED: UNTAUGHT,
             "channel_drop": {"model.channel_drop": 0.05},  # the share that its authors' program has for this measure
             # `cub50_lite0` as it is: one stage, a box as large as the attention is wide, which nothing teaches.
@@ -203,6 +205,11 @@ def build_fixed(config: Any, *, place: Callable[[Any], tuple[Any, Any]]) -> Run:
     run = build(config)
     at = fixed_place(_in_views(run, place), side=config.region.side / config.augment.test_side)
     return _looking_at(run, lambda places: jnp.broadcast_to(jnp.asarray(at, jnp.float32), places.shape))
+
+
+def build_centre(config: Any) -> Run:
+    """`build`, with second looks at the middle of the view, in training but for `shifts`."""
+    return _looking_at(build(config), lambda places: jnp.full_like(places, 0.5))
 
 
 def build_shuffled(config: Any) -> Run:
@@ -287,6 +294,7 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
     building: dict[str, Callable[[Any], Run]] = {
         ORACLE: partial(build_oracle, place=place),
         FIXED: partial(build_fixed, place=place),
+        CENTRE: build_centre,
         SHUFFLED: build_shuffled,
     }
     loop.build = building.get(name, build)

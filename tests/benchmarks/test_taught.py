@@ -62,6 +62,13 @@ def test_rows_may_look_where_they_would_in_other_photos():
     assert moved.max() <= 0.3 * 0.2 + 1e-6 and moved.std() > 0.005
 
 
+def test_rows_may_look_at_the_middle():
+    run = taught.build_centre(tiny_config(region__side=0.2, stages__fine_epochs=1.0))
+    view = jnp.array([[0.1, 0.2, 0.5, 0.8], [0.5, 0.8, 0.1, 0.2]])  # the second one mirrored
+    squares = run.task.test_region({"place": jnp.array([[0.2, 0.3], [0.9, 0.9]])}, view)
+    np.testing.assert_allclose(squares, [[0.2, 0.4, 0.4, 0.6], [0.4, 0.6, 0.2, 0.4]], atol=1e-6)
+
+
 def line(name, right, **other):
     bits = pack(np.array(right, bool))
     views = dict.fromkeys(("coarse", "fine", "fused", "inside"), bits) | {"known": pack(np.ones(len(right), bool))}
