@@ -7,7 +7,7 @@
 
 Boards: DeepPCB by `configs/deep_pcb.py`, and for twice its epochs; birds: CUB-50 by `configs/cub50_taught.py`; DIR and
 FILE as for these. A run goes on where it stopped; rows that are in `benchmarks/results/taught.jsonl` are not run again.
-`report` prints the tables in docs/findings.md from the lines alone.
+`report` prints the tables in docs/findings.md from the lines alone, and what share of the oracle's gain is reached.
 
 Accuracies are of the official test part, after training on the same images; differences are between the same test
 images, resampled by whole boards. `loss`: of what the row answers by where it looks itself, its only look or both.
@@ -32,7 +32,7 @@ import numpy as np
 from benchmarks import lines
 from benchmarks.ablation_row import source_state
 from benchmarks.lines import pack, unpack
-from benchmarks.over_seeds import between, compare, mean_sd, table
+from benchmarks.over_seeds import Difference, between, compare, mean_sd, table
 from c2f_jax.cli import keep_compiled
 from c2f_jax.data.deep_pcb import load
 from c2f_jax.evaluation.classification import rank
@@ -68,12 +68,14 @@ class Subject(NamedTuple):
         rows: name -> overrides.
         place: example or batch -> (y, x) [..., 2] in the photo that a second look should hold, and whether it is known.
         group: of an example's group, the one whose like training may have seen; None where there are no groups.
+        floor: the row above which the oracle's gain is counted, of which the taught one has a share.
     """
 
     config: Callable[[], Any]
     rows: Mapping[str, Mapping[str, Any]]
     place: Callable[[Any], tuple[Any, Any]]
     group: Callable[[str], str] | None
+    floor: str
 
 
 def defect(example: Any) -> tuple[Any, Any]:
@@ -107,6 +109,7 @@ SUBJECTS = {
         },
         defect,
         alike,
+        "one_look",
     ),
     "boards_twice": Subject(
         deep_pcb.get_config,
@@ -116,6 +119,7 @@ SUBJECTS = {
         },
         defect,
         alike,
+        "one_look",
     ),
     "birds": Subject(
         cub50_taught.get_config,
@@ -144,6 +148,7 @@ SUBJECTS = {
         },
         head,
         None,
+        FIXED,
     ),
 }
 
@@ -284,7 +289,7 @@ def measure(run: Run, model: dict[str, Any], place: Callable[[Any], tuple[Any, A
 
 def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights: str, runs: Path) -> dict[str, Any]:
     """Trains the row in `runs`, or goes on; its line."""
-    config_of, rows, place, group = SUBJECTS[subject]
+    config_of, rows, place, group, _ = SUBJECTS[subject]
     config = config_of()
     config.update_from_flattened_dict({**rows[name], "seed": seed})
     config.update_from_flattened_dict({"dataset.path": data, "model.pretrained": weights})
@@ -322,7 +327,7 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
 
 def report(records: Sequence[dict[str, Any]]) -> None:
     """Prints each subject's table of rows, and differences of the taught one from the others on the seeds of both."""
-    for subject, (_, names, _, group) in SUBJECTS.items():
+    for subject, (_, names, _, group, floor) in SUBJECTS.items():
         rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
         for one in sorted((one for one in records if one["subject"] == subject), key=lambda one: one["seed"]):
             rows[one["name"]][one["seed"]] = one
@@ -336,14 +341,20 @@ def report(records: Sequence[dict[str, Any]]) -> None:
             seeds = sorted(rows["taught"].keys() & by_seed.keys()) if name != "taught" else []
             if not seeds:
                 continue
-            gains, sizes = zip(*(_gains(rows["taught"][seed], by_seed[seed]) for seed in seeds), strict=True)
-            found = compare(np.stack(gains), sizes[0])
-            by = (
-                f"{between(found.by_image)}; by seeds {between(found.by_seed)}"
-                if found.by_seed
-                else between(found.by_image)
-            )
-            print(f"\n{subject}: taught, less {name}: {100 * found.mean:+.1f} ({by}), seeds {_listed(seeds)}")
+            gains, sizes = _gains_at(seeds, rows["taught"], by_seed)
+            _tell(f"{subject}: taught, less {name}", compare(gains, sizes), seeds)
+        seeds = sorted(rows["taught"].keys() & rows.get(ORACLE, {}).keys() & rows[floor].keys())
+        if not seeds:
+            continue
+        (above, sizes), (room, _) = (_gains_at(seeds, rows[name], rows[floor]) for name in ("taught", ORACLE))
+        share = np.average(above.mean(0), weights=sizes) / np.average(room.mean(0), weights=sizes)
+        what = f"{subject}: taught has {100 * share:.0f} % of what {ORACLE} has above {floor}; less half of that"
+        _tell(what, compare(above - 0.5 * room, sizes), seeds)
+
+
+def _tell(what: str, found: Difference, seeds: Sequence[int]) -> None:
+    by = f"{between(found.by_image)}; by seeds {between(found.by_seed)}" if found.by_seed else between(found.by_image)
+    print(f"\n{what}: {100 * found.mean:+.1f} ({by}), seeds {_listed(seeds)}")
 
 
 def _listed(seeds: Iterable[int]) -> str:
@@ -391,6 +402,14 @@ def _right(record: dict[str, Any]) -> np.ndarray:
     """Of each image, bool [N]; an oracle is told where to look."""
     region = "annotated" if record["name"] == ORACLE else "own"
     return unpack(record["regions"][region][_answer(record)], len(record["groups"]))
+
+
+def _gains_at(
+    seeds: Sequence[int], ours: Mapping[int, dict[str, Any]], other: Mapping[int, dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_gains` at each of the seeds [S, G], and the numbers of the groups' images [G]."""
+    gains, sizes = zip(*(_gains(ours[seed], other[seed]) for seed in seeds), strict=True)
+    return np.stack(gains), sizes[0]
 
 
 def _gains(ours: dict[str, Any], other: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

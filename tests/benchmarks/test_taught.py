@@ -118,3 +118,14 @@ def test_an_oracle_is_asked_at_the_annotated_places(capsys):
     oracle["regions"] = {**oracle["regions"], "own": ours["regions"]["own"]}
     taught.report([ours, oracle])
     assert "taught, less oracle: -50.0 (" in capsys.readouterr().out
+
+
+def test_a_report_says_what_share_of_the_oracles_gain_is_reached(capsys):
+    """Above the fixed place's one photo of four the oracle has three: taught has one of these, by half a photo too
+    little. A seed that one of the three rows lacks does not count."""
+    rights = {"fixed": [1, 0, 0, 0], "taught": [1, 1, 0, 0], "oracle": [1, 1, 1, 1]}
+    other = line("taught", [1, 1, 1, 1], seed=1)
+    taught.report([*(line(name, right) for name, right in rights.items()), other, line("fixed", [0] * 4, seed=1)])
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("birds: taught has 33 % of what oracle has above fixed; less half of that: -12.5 (")
+    assert said.endswith("), seeds 0")
