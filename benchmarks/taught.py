@@ -68,14 +68,14 @@ class Subject(NamedTuple):
         rows: name -> overrides.
         place: example or batch -> (y, x) [..., 2] in the photo that a second look should hold, and whether it is known.
         group: of an example's group, the one whose like training may have seen; None where there are no groups.
-        floor: the row above which the oracle's gain is counted, of which the taught one has a share.
+        base: the row above which the oracle's gain is counted, of which the taught one has a share.
     """
 
     config: Callable[[], Any]
     rows: Mapping[str, Mapping[str, Any]]
     place: Callable[[Any], tuple[Any, Any]]
     group: Callable[[str], str] | None
-    floor: str
+    base: str
 
 
 def defect(example: Any) -> tuple[Any, Any]:
@@ -326,8 +326,9 @@ def train_and_measure(subject: str, name: str, seed: int, *, data: str, weights:
 
 
 def report(records: Sequence[dict[str, Any]]) -> None:
-    """Prints each subject's table of rows, and differences of the taught one from the others on the seeds of both."""
-    for subject, (_, names, _, group, floor) in SUBJECTS.items():
+    """Prints each subject's table of rows, differences of the taught one from the others on the seeds of both, and its
+    share of the oracle's gain on the seeds of all three."""
+    for subject, (_, names, _, group, base) in SUBJECTS.items():
         rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
         for one in sorted((one for one in records if one["subject"] == subject), key=lambda one: one["seed"]):
             rows[one["name"]][one["seed"]] = one
@@ -343,16 +344,17 @@ def report(records: Sequence[dict[str, Any]]) -> None:
                 continue
             gains, sizes = _gains_at(seeds, rows["taught"], by_seed)
             _tell(f"{subject}: taught, less {name}", compare(gains, sizes), seeds)
-        seeds = sorted(rows["taught"].keys() & rows.get(ORACLE, {}).keys() & rows[floor].keys())
+        seeds = sorted(rows["taught"].keys() & rows.get(ORACLE, {}).keys() & rows[base].keys())
         if not seeds:
             continue
-        (above, sizes), (room, _) = (_gains_at(seeds, rows[name], rows[floor]) for name in ("taught", ORACLE))
+        (above, sizes), (room, _) = (_gains_at(seeds, rows[name], rows[base]) for name in ("taught", ORACLE))
         share = np.average(above.mean(0), weights=sizes) / np.average(room.mean(0), weights=sizes)
-        what = f"{subject}: taught has {100 * share:.0f} % of what {ORACLE} has above {floor}; less half of that"
+        what = f"{subject}: taught has {100 * share:.0f} % of what {ORACLE} has above {base}; less half of that"
         _tell(what, compare(above - 0.5 * room, sizes), seeds)
 
 
 def _tell(what: str, found: Difference, seeds: Sequence[int]) -> None:
+    """Prints a difference with its intervals."""
     by = f"{between(found.by_image)}; by seeds {between(found.by_seed)}" if found.by_seed else between(found.by_image)
     print(f"\n{what}: {100 * found.mean:+.1f} ({by}), seeds {_listed(seeds)}")
 
