@@ -35,7 +35,7 @@ from c2f_jax.data import pipeline
 from c2f_jax.data.sources import Subset
 from c2f_jax.kernels import compose, contains, crop_and_resize, invert, iou, ordered
 from c2f_jax.memory import restart_with_huge_pages
-from c2f_jax.models.two_looks import see
+from c2f_jax.models.two_looks import learned_region, see
 from c2f_jax.runs.build import build, raw_images
 from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.workdir import read_config
@@ -95,7 +95,8 @@ def looked(run: Any, params: Any, batch_stats: Any, view_size: int, batch: Array
             "region": centre(out["region"]),
         }
         seen = jnp.clip(ordered(compose(invert(boxes), compose(invert(batch["window"]), batch["box"]))), 0.0, 1.0)
-        return {**{name: cells * (place - 0.5) for name, place in places.items()}, "box": out["box"], "object": seen}
+        box = compose(invert(boxes), learned_region(out, boxes, side=run.task.side))
+        return {**{name: cells * (place - 0.5) for name, place in places.items()}, "box": box, "object": seen}
 
     return jax.lax.map(one, jnp.asarray(TURNS))
 

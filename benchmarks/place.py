@@ -6,7 +6,8 @@ For the network before its first step (published weights, their own statistics) 
 coarse view in tests, held against the annotated ones cut to that view:
 
 * `central`: the fixed central box of most overlap on the training images;
-* `attention`: the network's own; with it `level`, the mean attention's minimum as a share of its maximum;
+* `attention`: the network's own, of a run with a `region.side` that square; with it `level`, the mean attention's
+  minimum as a share of its maximum;
 * `floor 0`, `floor 0.1`, ...: of its mean attention above that `region.floor`, with the kappa of most overlap on
   the training images; `background 1` above its mean (`region.background`), likewise;
 * `probe`: cells by a linear regression, from a cell's features alone, of whether its centre lies in the annotated box;
@@ -31,8 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.ablation_row import object_boxes
-from c2f_jax.kernels import area, iou, region_distribution, soft_box
-from c2f_jax.models.two_looks import central_boxes
+from c2f_jax.kernels import area, compose, invert, iou, region_distribution, soft_box
+from c2f_jax.models.two_looks import central_boxes, learned_region
 from c2f_jax.runs.build import Run, build
 from c2f_jax.runs.checkpoint import read_latest
 from c2f_jax.runs.workdir import read_config
@@ -56,7 +57,10 @@ def see(task: Task, params: Any, batch_stats: Any, batch: Arrays) -> Arrays:
     boxes = jnp.clip(object_boxes(task, batch), 0.0, 1.0)
     features = coarse.out["feature_maps"].astype(jnp.float32)
     mean = jnp.mean(coarse.out["attention_maps"].astype(jnp.float32), axis=-1)
-    attention = {"mean": mean, "attention": coarse.out["box"]}
+    # Of a run whose second look has a side, that square at its place.
+    view = central_boxes(jnp.full((len(boxes), 2), task.test_side))
+    box = compose(invert(view), learned_region(coarse.out, view, side=task.side))
+    attention = {"mean": mean, "attention": box}
     return {"features": features, **attention, "object": boxes, "mask": batch["mask"]}
 
 

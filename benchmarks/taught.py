@@ -105,7 +105,6 @@ SUBJECTS = {
             # Trained for as long as the taught row and its table take.
             "one_look": {**ONE_BOARD, "stages.coarse_epochs": 5.5},
             ORACLE: UNTAUGHT,
-            FIXED: UNTAUGHT,
         },
         defect,
         alike,
@@ -139,12 +138,6 @@ SUBJECTS = {
             CENTRE: UNTAUGHT,
             SHUFFLED: UNTAUGHT,
             "channel_drop": {"model.channel_drop": 0.05},  # the share that its authors' program has for this measure
-            # `cub50_lite0` as it is: one stage, a box as large as the attention is wide, which nothing teaches.
-            "shipped": {
-                **UNTAUGHT,
-                **{"region.side": 0.0, "stages.coarse_epochs": 0.0, "stages.fine_epochs": 12.0},
-                **{"loss.drop_view": True, "dataset.raw_size": 256},
-            },
         },
         head,
         None,

@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PurePath
@@ -193,13 +193,14 @@ def states(root: Path, paths: Sequence[str]) -> dict[str, list[int] | str]:
     places = {name: join(root, name) for name in paths}
     keys = {name: _key(place) for name, place in places.items() if is_remote(place)}
     found = {name: _state(place) for name, place in places.items() if name not in keys}
-    listed: Mapping[str, Any] = {}
-    if keys:
-        above = os.path.commonpath([os.path.dirname(key) for key in keys.values()])
-        # One request a thousand objects, where asking for each would be a request each.
-        if above:
-            with _asked(root) as files:
-                listed = files.find(above, detail=True)
+    listed: dict[str, Any] = {}
+    folders: dict[str, list[str]] = {}
+    for key in keys.values():
+        folders.setdefault(key.partition("/")[0], []).append(os.path.dirname(key))
+    # One request a thousand objects of a bucket, where asking for each would be a request each.
+    for bucket, those in folders.items():
+        with contextlib.suppress(FileNotFoundError), _asked(path(SCHEME + bucket)) as files:
+            listed |= files.find(os.path.commonpath(those), detail=True)
     gone = os.strerror(errno.ENOENT).lower()
     for name, key in keys.items():
         info = listed.get(key)

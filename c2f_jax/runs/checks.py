@@ -13,7 +13,7 @@ from c2f_jax.models.backbones import output_strides, patch_of, smallest_view
 from c2f_jax.models.pretrained import locate
 from c2f_jax.runs import event_files, fields, parallel, recipe
 from c2f_jax.runs.checkpoint import latest_step
-from c2f_jax.runs.methods import stage_lengths
+from c2f_jax.runs.methods import make_task, no_step, stage_lengths
 from c2f_jax.runs.workdir import read_config
 
 
@@ -26,10 +26,6 @@ def check(config: Any) -> None:
         raise UserError(
             f"region.min_side={region.min_side} must be less than region.max_side={region.max_side}: "
             "they are the limits of the second look's sides"
-        )
-    if region.teach and not region.side:
-        raise UserError(
-            f"region.teach={region.teach} compares places: give the second look a side, --config.region.side=0.4"
         )
     strides = output_strides(model.backbone)
     if model.output_stride not in (0, *strides):
@@ -78,6 +74,11 @@ def check_training(config: Any) -> None:
     if augment.saturation[0] > augment.saturation[1]:
         raise UserError(f"augment.saturation={augment.saturation} must be (lowest, highest) factor")
     teaches = config.method == "coarse2fine" and config.region.teach > 0
+    if teaches and not config.region.side:
+        raise UserError(
+            f"region.teach={config.region.teach} compares places: give the second look a side, "
+            "--config.region.side=0.4, or set --config.region.teach=0.0"
+        )
     if teaches and config.region.box_gradient == "none":
         raise UserError(
             f"region.teach={config.region.teach} teaches nothing with region.box_gradient=none: take mapping or all"
@@ -93,6 +94,8 @@ def check_training(config: Any) -> None:
             "set --config.region.teach=0.0, or the other two"
         )
     lengths = {name: stages[name] for name in stage_lengths(config)}
+    if not any(lengths.values()):  # here, since data may take hours to make ready
+        raise no_step(config)
     if not optimizer.restart:
         lengths = {" + ".join(lengths): sum(lengths.values())}
     for name, length in lengths.items():
@@ -104,6 +107,7 @@ def check_training(config: Any) -> None:
             )
     parallel.check_batch_size("train.batch_size", train.batch_size)
     parallel.check_model_axis(config.parallel.model, backend=config.parallel.backend)
+    recipe.check_frozen(optimizer.freeze, make_task(config, num_classes=2, axis_name=None))
     share = train.batch_size // parallel.device_count()
     if share % train.accumulate:
         raise UserError(

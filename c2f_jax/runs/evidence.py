@@ -23,6 +23,7 @@ from c2f_jax.errors import UserError
 from c2f_jax.evaluation.discriminants import Features, held_out
 from c2f_jax.runs import parallel, processes
 from c2f_jax.runs.build import Run, evaluation_batches
+from c2f_jax.runs.held_out import other_training_part
 from c2f_jax.training.teaching import PART, cover
 
 FILE = "evidence.npy"
@@ -50,7 +51,16 @@ def evidence_of(run: Run, workdir: Path, state: Any | None) -> np.ndarray:
         features = Kept(features_of(run, state), len(run.labels))
         table = held_out(features, run.labels, classes=len(run.splits.class_names), groups=run.groups)
         processes.by_first(lambda: _write(path, table.reshape(-1, GRID, GRID)))
-    return processes.together(lambda: _read(path, len(run.labels)))
+
+    def read() -> np.ndarray:
+        if state is None and other_training_part(workdir, run.photos):
+            raise UserError(
+                f"the training photos have changed since this run began, and {path} tells where to look in those: put "
+                "them back as they were, or start another, with another --workdir"
+            )
+        return _read(path, len(run.labels))
+
+    return processes.together(read)
 
 
 def _write(path: Path, table: np.ndarray) -> None:

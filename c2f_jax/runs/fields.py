@@ -29,6 +29,7 @@ class Field(NamedTuple):
         schemes: of a path: "gs" if it may be in a bucket, ...
         empty: whether a text may be empty.
         none: whether None will do.
+        zero: whether 0 will do, which lies outside of the range.
     """
 
     kind: type
@@ -41,6 +42,7 @@ class Field(NamedTuple):
     schemes: tuple[str, ...] = ()
     empty: bool = True
     none: bool = False
+    zero: bool = False
 
     def takes(self, *, most: int = 12) -> str:
         """In words: "int from 1 to 64". most: choices that are all named."""
@@ -52,7 +54,7 @@ class Field(NamedTuple):
         else:
             words = f"tuple of {self.length} floats" if self.kind is tuple else self.kind.__name__
             if self.low is not None:
-                words += f" from {_number(self.low)} to {_number(self.high)}"
+                words += f" from {_number(self.low)} to {_number(self.high)}" + ", or 0" * self.zero
             if not self.empty:
                 words += " that is not empty"
         return words + (" or None" if self.none else "")
@@ -80,6 +82,8 @@ class Field(NamedTuple):
         right = type(value) is int or (self.kind is not int and isinstance(value, float))
         if not right or (isinstance(value, float) and not math.isfinite(value)):
             return False
+        if self.zero and value == 0:
+            return True
         return (self.low is None or self.low <= value) and (self.high is None or value <= self.high)
 
 
@@ -179,7 +183,7 @@ TABLE: dict[str, Field] = {
     "region.floor": _float(0.0, 0.99),
     "region.background": _float(0.0, 1.0),
     "region.cell_offset": _float(-2.0, 2.0),
-    "region.side": _float(0.0, 1.0),
+    "region.side": _SIDE._replace(zero=True),
     "region.view_size": _int(0, 2048),
     "region.teach": _float(0.0, 1e3),
     "loss.center_weight": _float(0.0, 1e3),
@@ -221,7 +225,7 @@ MADE_FOR = (
     *("method", "dataset.raw_size", "augment.keep_aspect", "augment.test_side", "augment.mean", "augment.std"),
     *("model.backbone", "model.output_stride", "model.view_size", "model.num_maps", "model.feature_channels"),
     *("model.feature_scale", "region.min_side", "region.max_side", "region.floor", "region.background"),
-    *("region.side", "region.view_size"),
+    *("region.kappa", "region.side", "region.view_size"),
 )
 # What else is heeded then. With which values of the other fields it was trained is not judged again.
 _HEEDED = {

@@ -1,4 +1,7 @@
-"""`test_part.json`: which photos a run set aside for its test, so that an evaluation cannot take others for them."""
+"""`test_part.json`: which photos a run set aside for its test, so that an evaluation cannot take others for them.
+
+And which it learns from: a run that goes on may have been taught by a table of those.
+"""
 
 import json
 from pathlib import Path
@@ -13,10 +16,20 @@ from c2f_jax.runs.workdir import check_class_names, read_class_names, read_confi
 FILE = "test_part.json"
 
 
-def remember_test_part(workdir: Path, splits: Splits) -> None:
-    """Writes the file, where the test part is photos of the user's."""
+def remember_parts(workdir: Path, splits: Splits, training: str | None) -> None:
+    """Writes the file, where the test part is photos of the user's. training: digest of what is trained on."""
     if (of := _told(splits)) is not None:
-        write_json(workdir / FILE, of)
+        write_json(workdir / FILE, {**of, "training": training})
+
+
+def other_training_part(workdir: Path, training: str | None) -> bool:
+    """Whether a run that goes on began with other training photos; False where nobody knows."""
+    try:
+        stored = json.loads(storage.read_text(workdir / FILE))
+    except (OSError, ValueError):
+        return False
+    before = stored.get("training") if isinstance(stored, dict) else None
+    return None not in (before, training) and before != training
 
 
 def changed_test_part(workdir: Path, splits: Splits) -> str:

@@ -33,9 +33,10 @@ from c2f_jax.runs.evaluation import Asked, evaluator, tell_test
 from c2f_jax.runs.event_files import EventFiles, check_place
 from c2f_jax.runs.evidence import evidence_of
 from c2f_jax.runs.explosion import Watch
-from c2f_jax.runs.held_out import changed_test_part, remember_test_part
+from c2f_jax.runs.held_out import changed_test_part, remember_parts
 from c2f_jax.runs.input_values import with_input_values
 from c2f_jax.runs.interruption import Interruption
+from c2f_jax.runs.methods import unheeded
 from c2f_jax.runs.workdir import TOKEN, check_workdir, claim_workdir, essential, locked, write_json
 from c2f_jax.runs.writers import JsonLines, Reporter
 from c2f_jax.training.stages import stage_at, stage_of_checkpoint
@@ -91,7 +92,7 @@ def train_and_evaluate(
         _check_shared(workdir)
         notes = processes.by_first(lambda: claim_workdir(workdir, config, names)) or ()
         if not begun:
-            processes.by_first(lambda: remember_test_part(workdir, run.splits))
+            processes.by_first(lambda: remember_parts(workdir, run.splits, run.photos))
         elif changed := processes.told_by_first(lambda: changed_test_part(workdir, run.splits)):
             notes = (*notes, changed)
         checkpoints = leaving.enter_context(
@@ -175,7 +176,7 @@ def _train(
             + f"; {parallel.device_count()} x {parallel.device_kind()}"
             + (f" in {processes.count()} processes" if processes.count() > 1 else "")
         )
-        for note in (*run.splits.notes, *notes):
+        for note in filter(None, (*run.splits.notes, *notes, unheeded(config))):
             report.say(note)
         if resumed:
             report.say(f"going on from step {start} of {total}")

@@ -24,6 +24,27 @@ def stage_lengths(config: Any) -> tuple[str, ...]:
     return ("coarse_epochs", "fine_epochs") if config.method in TWO_STAGES else ("coarse_epochs",)
 
 
+def no_step(config: Any) -> UserError:
+    """That a method's stages leave no step to take."""
+    stages = config.stages
+    told = ", ".join(f"stages.{name}={stages[name]}" for name in stage_lengths(config))
+    only = "" if config.method in TWO_STAGES else f", the only stage of method={config.method},"
+    return UserError(
+        f"{told}{only} leaves no step to take; try --config.stages.coarse_epochs={stages.fine_epochs or 1.0:g}"
+    )
+
+
+def unheeded(config: Any) -> str:
+    """A line where a method of one stage leaves out what a config has for two, or ""."""
+    stages = config.stages
+    if config.method in TWO_STAGES or not stages.fine_epochs:
+        return ""
+    return (
+        f"method={config.method} has one stage, of stages.coarse_epochs={stages.coarse_epochs}; "
+        f"stages.fine_epochs={stages.fine_epochs} is for methods of two"
+    )
+
+
 def make_task(config: Any, *, num_classes: int, axis_name: str | None) -> losses.Task:
     """The network, its input and the constants of the losses.
 
@@ -172,10 +193,7 @@ def make_stages(config: Any, *, train_size: int) -> tuple[Stage, ...]:
             stages.append(stage("fine", start, epochs, fine_loss, factor=factor, probe=True))
     stages = [one for one in stages if one.steps > 0]
     if not stages:
-        raise UserError(
-            f"stages.coarse_epochs={config.stages.coarse_epochs} leaves no step to take; "
-            "try --config.stages.coarse_epochs=1"
-        )
+        raise no_step(config)
     if stages[-1].end > MOST_STEPS:
         epochs = f"stages.coarse_epochs={config.stages.coarse_epochs}, stages.fine_epochs={config.stages.fine_epochs}"
         raise UserError(f"{epochs} are {stages[-1].end} steps of {batch_size} images; {MOST_STEPS} can be counted")

@@ -9,6 +9,7 @@ import jax
 from c2f_jax.errors import UserError
 from c2f_jax.models.backbones import has_drop_path
 from c2f_jax.models.published import INCEPTION
+from c2f_jax.runs import fields
 from c2f_jax.training import augment
 from c2f_jax.training.losses import Task
 from c2f_jax.training.optimizer import frozen_parameters
@@ -20,7 +21,8 @@ def check(config: Any) -> None:
     try:
         re.compile(config.optimizer.freeze)
     except re.error as error:
-        raise UserError(f"optimizer.freeze={config.optimizer.freeze!r} is not a regular expression: {error}") from error
+        shown = fields.shown(config.optimizer.freeze)
+        raise UserError(f"optimizer.freeze={shown} is not a regular expression: {error}") from error
     if config.model.drop_path and not has_drop_path(config.model.backbone):
         raise UserError(
             f"model.drop_path={config.model.drop_path}: {config.model.backbone} has no stochastic depth; "
@@ -38,8 +40,8 @@ def check_frozen(pattern: str, task: Task) -> None:
         return
     paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     raise UserError(
-        f"optimizer.freeze={pattern!r} is found in {'all' if all(frozen) else 'none'} of the {len(paths)} parameters' "
-        f"paths, such as {paths[0]}; ^backbone/ freezes the whole backbone"
+        f"optimizer.freeze={fields.shown(pattern)} is found in {'all' if all(frozen) else 'none'} of the "
+        f"{len(paths)} parameters' paths, such as {paths[0]}; ^backbone/ freezes the whole backbone"
     )
 
 

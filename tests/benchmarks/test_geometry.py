@@ -18,6 +18,8 @@ CELL = 8  # pixels
 class Displaced(nn.Module):
     """Brightness by cell, and all of it moved."""
 
+    with_box: bool
+
     @nn.compact
     def __call__(self, view, *, train):
         grey = jnp.mean(view, axis=-1, keepdims=True)
@@ -26,7 +28,9 @@ class Displaced(nn.Module):
         region = cells[..., 0] ** 4
         region /= jnp.sum(region, axis=(1, 2), keepdims=True)
         box = soft_box(region, min_side=0.2, max_side=0.9)
-        return jnp.zeros((len(view), 2)), {"feature_maps": cells, "region": region, "box": box}
+        out = {"feature_maps": cells, "region": region, "box": box, "place": geometry.centre(region)}
+        del out["place" if self.with_box else "box"]  # a network tells of one of them
+        return jnp.zeros((len(view), 2)), out
 
 
 def blobs(count):
@@ -47,10 +51,12 @@ def blobs(count):
     }
 
 
-def test_a_displacement_is_found_in_every_way_and_moved_back():
-    network = Displaced()
+@pytest.mark.parametrize("side", [0.0, 0.3])
+def test_a_displacement_is_found_in_every_way_and_moved_back(side):
+    network = Displaced(with_box=not side)
     variables = network.init(jax.random.key(0), jnp.zeros((1, 128, 128, 3)), train=False)
     run = SimpleNamespace(task=SimpleNamespace(network=network, normalise=lambda view: jnp.maximum(view - 126.0, 0.0)))
+    run.task.side = side
     model = {"params": variables["params"], "batch_stats": {"coarse": {}}}
     told = {line["of"]: line for line in geometry.asked(run, model, 128, [blobs(8), blobs(8)], trained=True)}
     assert list(told) == ["receptive field", "patch", "norm", "region", "box"]

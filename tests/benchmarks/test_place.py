@@ -10,6 +10,7 @@ import pytest
 from benchmarks import place
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import read_latest
+from c2f_jax.training.steps import predict
 from tests.kernels import oracles
 from tests.tiny import tiny_config
 
@@ -77,6 +78,15 @@ def test_boxes_above_a_background():
         expected = [oracles.soft_box(one, kappa, **limits, temperature=0.05) for one in q]
         np.testing.assert_allclose(got[f"{name} {kappa}"], expected, atol=1e-5)
     np.testing.assert_allclose(got["level"], [one.min() / one.max() for one in mean[:2]], rtol=1e-6)
+
+
+def test_the_box_of_a_run_with_a_side_is_where_it_looks_again():
+    run = build(tiny_config(region__side=0.4, augment__test_side=0.8))
+    state = run.create_state()
+    batch = next(iter(run.evaluation_batches(run.splits.test)))
+    looked = predict(run.task, state.params, state.batch_stats, batch)["fine"]
+    got = place.see(run.task, state.params, state.batch_stats, batch)["attention"]
+    np.testing.assert_allclose(0.1 + 0.8 * got, looked.box, atol=1e-6)  # in the view, and in the photo
 
 
 @pytest.mark.slow

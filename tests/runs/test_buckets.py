@@ -195,6 +195,14 @@ def test_tables_and_rows_in_buckets(remote_tree, bucket, tree, tmp_path):
         for example in parts.train:
             name = example["name"].rpartition("/")[2]
             assert name not in images or np.array_equal(images[name], example["image"])
+    # Each photo in one of two buckets, which have no folder in common.
+    moved = {f"gs://{buckets.OTHER}/{i}.png": f"{remote_tree}/{path}" for i, path in enumerate(found) if i % 2}
+    for place, of in moved.items():
+        storage.write_bytes(storage.path(place), storage.read_bytes(storage.path(of)))
+    there = [*moved, *(f"{remote_tree}/{path}" for i, path in enumerate(found) if not i % 2)]
+    gone = [f"gs://{buckets.OTHER}/none.png", "gs://no-such-bucket/1.png"]
+    states = storage.states(tmp_path, [*there, *gone])
+    assert [path for path, state in states.items() if isinstance(state, str)] == gone
     (tmp_path / "other.csv").write_text("path,label\ns3://bucket/a.jpg,owl\n")
     with pytest.raises(UserError, match=r"row 2: the path takes a path on this machine or gs://.*s3://bucket/a.jpg"):
         listing.read(tmp_path / "other.csv")

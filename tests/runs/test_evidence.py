@@ -12,6 +12,7 @@ from c2f_jax.models import backbones
 from c2f_jax.models.convnext import ConvNeXt
 from c2f_jax.runs import evidence
 from c2f_jax.runs.build import build
+from c2f_jax.runs.held_out import FILE, remember_parts
 from c2f_jax.runs.loop import train_and_evaluate
 from tests.tiny import tiny_config
 
@@ -72,16 +73,36 @@ def test_whoever_begins_makes_it(tmp_path, monkeypatch):
     np.testing.assert_array_equal(evidence.evidence_of(run, tmp_path, None), table)
 
 
-def test_groups_that_no_split_divides_reach_it(tmp_path, monkeypatch):
+def of_photos(folder, **settings):
+    """A config that teaches two classes of 12 photos each in `folder`."""
     for name in ("owl", "wren"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
+        (folder / "photos" / name).mkdir(parents=True)
         for i in range(12):
             pixels = np.full((40, 40, 3), 10 * i + (name == "owl"), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"b{i // 3}_{i}.png")
-    settings = {"name": "folder", "path": str(tmp_path / "photos"), "cache_dir": str(tmp_path), "group_by": r"\w+/b\d"}
+            Image.fromarray(pixels).save(folder / "photos" / name / f"b{i // 3}_{i}.png")
     config = tiny_config(train__batch_size=4, train__eval_batch_size=4, **TEACHING)
+    settings |= {"name": "folder", "path": str(folder / "photos"), "cache_dir": str(folder)}
     config.dataset.update(settings | {"train_size": None, "test_size": None})
-    run, given = build(config), {}
+    return config
+
+
+def test_a_table_of_other_photos_teaches_nothing(tmp_path):
+    """As many of the same classes, one of them another: its row would tell where to look in a photo that is gone."""
+    config = of_photos(tmp_path)
+    run = build(config)
+    remember_parts(tmp_path, run.splits, run.photos)
+    np.save(tmp_path / evidence.FILE, np.zeros((len(run.labels), 12, 12), np.float32))
+    assert evidence.evidence_of(run, tmp_path, None).shape == (len(run.labels), 12, 12)
+    one = tmp_path / "photos" / run.splits.train[0]["name"]
+    one.rename(one.with_name("another.png"))
+    with pytest.raises(UserError, match="training photos have changed since .* put them back .* another --workdir"):
+        evidence.evidence_of(build(config), tmp_path, None)
+    (tmp_path / FILE).unlink()  # a run of an earlier version has not told which they were
+    assert evidence.evidence_of(run, tmp_path, None).shape == (len(run.labels), 12, 12)
+
+
+def test_groups_that_no_split_divides_reach_it(tmp_path, monkeypatch):
+    run, given = build(of_photos(tmp_path, group_by=r"\w+/b\d")), {}
     assert len(run.groups) == len(run.labels) and all(run.groups.count(one) == 3 for one in run.groups)
 
     def held_out(features, labels, **settings):
@@ -119,7 +140,7 @@ def test_features_beyond_the_room_are_asked_for_again():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"region__side": 0.0}, r"region.side=0\.4"),
+        ({"region__side": 0.0}, r"region.side=0\.4, or set --config.region.teach=0\.0"),
         ({"region__box_gradient": "none"}, "mapping or all"),
         ({"model__backbone": "vit_small_patch16"}, "views of one size only"),
         ({"augment__mixup": 0.2}, "two photos in one"),
@@ -136,3 +157,4 @@ def test_other_methods_have_nothing_to_teach(method):
     """So what a shipped config says of it is no obstacle to them."""
     build(tiny_config(method=method, region__side=0.4, region__teach=1.0, augment__mixup=0.2))
     build(tiny_config(method=method, region__side=0.4, region__teach=1.0, region__box_gradient="none"))
+    build(tiny_config(method=method, region__side=0.0, region__teach=1.0))

@@ -64,7 +64,7 @@ MUST_TRAIN = {
     "model.feature_scale": (1e-3, 1e4),
     "model.channel_drop": (0.0, 0.9),
     "region.box_gradient_scale": (0.0, 1e3),
-    "region.side": (0.0, 1.0),
+    "region.side": (0.0, 0.01, 1.0),
     "region.teach": (0.0,),
     "region.min_side": (0.01, 0.99),
     "region.max_side": (1.0,),
