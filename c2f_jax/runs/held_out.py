@@ -32,14 +32,19 @@ def other_training_part(workdir: Path, training: str | None) -> bool:
     return None not in (before, training) and before != training
 
 
-def changed_test_part(workdir: Path, splits: Splits) -> str:
-    """A line if a run that goes on would be tested on other photos than it began with, or "" if nobody knows."""
+def changed_parts(workdir: Path, splits: Splits, training: str | None) -> str:
+    """A line if a run that goes on would be tested or trained on other photos than it began with, or "" if nobody
+    knows."""
     of = _told(splits)
     try:
         stored = json.loads(storage.read_text(workdir / FILE))
     except (OSError, ValueError):
         return ""
-    if of is None or not isinstance(stored, dict) or not _differ(stored, of):
+    if of is None or not isinstance(stored, dict):
+        return ""
+    if not _differ(stored, of):
+        if other_training_part(workdir, training):
+            return "the training photos have changed since this run began: it goes on with those that are there now"
         return ""
     return (
         f"the photos have changed since this run began: its test part is of {of['images']} images now, of "

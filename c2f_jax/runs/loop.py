@@ -33,7 +33,7 @@ from c2f_jax.runs.evaluation import Asked, evaluator, tell_test
 from c2f_jax.runs.event_files import EventFiles, check_place
 from c2f_jax.runs.evidence import evidence_of
 from c2f_jax.runs.explosion import Watch
-from c2f_jax.runs.held_out import changed_test_part, remember_parts
+from c2f_jax.runs.held_out import changed_parts, remember_parts
 from c2f_jax.runs.input_values import with_input_values
 from c2f_jax.runs.interruption import Interruption
 from c2f_jax.runs.methods import unheeded
@@ -93,7 +93,7 @@ def train_and_evaluate(
         notes = processes.by_first(lambda: claim_workdir(workdir, config, names)) or ()
         if not begun:
             processes.by_first(lambda: remember_parts(workdir, run.splits, run.photos))
-        elif changed := processes.told_by_first(lambda: changed_test_part(workdir, run.splits)):
+        elif changed := processes.told_by_first(lambda: changed_parts(workdir, run.splits, run.photos)):
             notes = (*notes, changed)
         checkpoints = leaving.enter_context(
             Checkpoints(

@@ -30,7 +30,7 @@ def no_step(config: Any) -> UserError:
     told = ", ".join(f"stages.{name}={stages[name]}" for name in stage_lengths(config))
     only = "" if config.method in TWO_STAGES else f", the only stage of method={config.method},"
     return UserError(
-        f"{told}{only} leaves no step to take; try --config.stages.coarse_epochs={stages.fine_epochs or 1.0:g}"
+        f"{told}{only} leaves no step to take; try --config.stages.coarse_epochs={max(1.0, stages.fine_epochs):g}"
     )
 
 

@@ -12,7 +12,7 @@ from c2f_jax.models import backbones
 from c2f_jax.models.convnext import ConvNeXt
 from c2f_jax.runs import evidence
 from c2f_jax.runs.build import build
-from c2f_jax.runs.held_out import FILE, remember_parts
+from c2f_jax.runs.held_out import FILE, changed_parts, remember_parts
 from c2f_jax.runs.loop import train_and_evaluate
 from tests.tiny import tiny_config
 
@@ -97,6 +97,8 @@ def test_a_table_of_other_photos_teaches_nothing(tmp_path):
     one.rename(one.with_name("another.png"))
     with pytest.raises(UserError, match="training photos have changed since .* put them back .* another --workdir"):
         evidence.evidence_of(build(config), tmp_path, None)
+    told = changed_parts(tmp_path, run.splits, run.photos), changed_parts(tmp_path, run.splits, build(config).photos)
+    assert told[0] == "" and "training photos have changed" in told[1]
     (tmp_path / FILE).unlink()  # a run of an earlier version has not told which they were
     assert evidence.evidence_of(run, tmp_path, None).shape == (len(run.labels), 12, 12)
 
