@@ -48,7 +48,10 @@ def refused(capsys, *argv):
         (["--config=configs/folder.py"], ["--config.dataset.path=DIR"]),
         (["--config=configs/folder.py", "--config.dataset.path=nowhere"], ["nowhere"]),
         (["--config.stages.coarse_epochs=0", "--config.stages.fine_epochs=0"], ["stages.coarse_epochs=1"]),
-        # Before a gigabyte is fetched.
+        # Before a gigabyte is fetched, of data or weights.
+        (["--config=configs/cub.py", "--config.dataset.group_by=x"], ["dataset.group_by is for dataset.name=folder"]),
+        (["--config=configs/cub.py", "--config.dataset.fields=label=famly,x"], ["dataset.fields", "'x'"]),
+        (["--config=configs/nabirds.py", "--config.dataset.test_size=5"], ["dataset.test_size"]),
         (["--config=configs/cub.py", "--config.optimizer.freeze=^backbones/"], ["optimizer.freeze", "in none of"]),
         *(
             (["--config=configs/cub_one_stage.py", f"--config.method={method}"], [method, "stages.coarse_epochs=160"])
@@ -207,6 +210,7 @@ def test_weights_are_looked_at_as_they_were_made(capsys, tmp_path, finished_conf
         "augment.std": "(58.0, 58.0, 58.0)",
         "region.max_side": "0.9",
         "region.kappa": "1.5",
+        "train.ema_decay": "0.5",
     }
     for name, value in against.items():
         line = refused(capsys, *command, f"--config.{name}={value}")

@@ -92,6 +92,8 @@ def check(
         if path not in verdicts and known.get(path, [None])[0] == state:
             verdicts[path] = Verdict(*known[path][1:])
     new = [path for path in paths if path not in verdicts]
+    if new:  # before minutes of work that would be lost
+        storage.check_writable("dataset.cache_dir", file.parent)
     if hosts is not None and paths and all(storage.is_remote(storage.join(root, path)) for path in paths):
         share = set(paths[hosts.place :: hosts.size])
         rows = hosts.gather(lambda: _decode_share(root, new, share, verdicts))

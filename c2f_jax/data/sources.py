@@ -150,6 +150,36 @@ def _shots(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.concatenate([order[labels[order] == label][:count] for label in np.unique(labels)]))
 
 
+def check_options(
+    name: str, *, path: str, train_size: int | None, test_size: int | None, group_by: str, fields: str
+) -> dict[str, str]:
+    """What `fields` calls how, for `load`; says what no data set of that name could do with, before one is looked for.
+
+    Raises:
+        UserError: if there is no such data set, or an option is not for it.
+    """
+    if name not in NAMES and (not name.startswith(TFDS) or name == TFDS):
+        raise UserError(f"dataset.name must be one of {', '.join(NAMES)}, or {TFDS}NAME; got {name!r}")
+    called = _fields(name, fields)
+    if name == "paper_birds" and path:
+        raise UserError(
+            "dataset.path is for photos and paper_birds are drawn; leave it out, "
+            "or give --config configs/folder.py or --config configs/cub.py"
+        )
+    if name != "paper_birds" and (train_size is not None or test_size is not None):
+        raise UserError(f"dataset.train_size and dataset.test_size are for paper_birds; {name} has its own")
+    if name != "folder" and group_by:
+        raise UserError(f"dataset.group_by is for dataset.name=folder; {name} is divided already")
+    if name == "folder" and not path:
+        raise UserError(
+            "dataset.name=folder needs the folder that holds one folder per class, --config.dataset.path=DIR, "
+            "or a table of path and label, --config.dataset.path=labels.csv"
+        )
+    if name != "folder" and path and storage.is_remote(path):
+        raise UserError(f"dataset.path: {name} is read from this machine; copy {path}, and give the copy")
+    return called
+
+
 def load(
     name: str,
     *,
@@ -186,25 +216,10 @@ def load(
     Raises:
         UserError: if there is no such data set, its files are not there or not whole, or an option is not for it.
     """
-    of_tfds = name.startswith(TFDS) and name != TFDS
-    if name not in NAMES and not of_tfds:
-        raise UserError(f"dataset.name must be one of {', '.join(NAMES)}, or {TFDS}NAME; got {name!r}")
-    called = _fields(name, fields)
-    if name == "paper_birds" and path:
-        raise UserError(
-            "dataset.path is for photos and paper_birds are drawn; leave it out, "
-            "or give --config configs/folder.py or --config configs/cub.py"
-        )
-    if name != "paper_birds" and (train_size is not None or test_size is not None):
-        raise UserError(f"dataset.train_size and dataset.test_size are for paper_birds; {name} has its own")
-    if name != "folder" and group_by:
-        raise UserError(f"dataset.group_by is for dataset.name=folder; {name} is divided already")
+    called = check_options(
+        name, path=path, train_size=train_size, test_size=test_size, group_by=group_by, fields=fields
+    )
     if name == "folder":
-        if not path:
-            raise UserError(
-                "dataset.name=folder needs the folder that holds one folder per class, --config.dataset.path=DIR, "
-                "or a table of path and label, --config.dataset.path=labels.csv"
-            )
         return Splits(
             *photos.load(
                 path,
@@ -217,8 +232,6 @@ def load(
                 hosts=hosts,
             )
         )
-    if path and storage.is_remote(path):
-        raise UserError(f"dataset.path: {name} is read from this machine; copy {path}, and give the copy")
     train: Labelled
     test: Labelled
     validation: Source | None = None
@@ -232,7 +245,7 @@ def load(
             name, path, cache_dir=cache_dir, level=called.get("label", ""), min_side=min_side, track=track
         )
         published = builders.counts(name, called.get("label", ""))
-    elif of_tfds:
+    elif name.startswith(TFDS):
         from c2f_jax.data.builders import other
 
         train, validation, test, class_names = other.load(

@@ -94,6 +94,9 @@ def evaluate_photos(
         tell(note)
     if skipped:
         tell(f"left out, of classes that the run does not know: {_counted(skipped)}")
+    boxless = sum(item.box is None for item in items)
+    if 0 < boxless < len(items):
+        tell(f"{boxless} of {len(items)} images have no box: boxes are not used")
     views, gated = model.views_by(fast=fast), gate is not None
     rows: list[list[str]] = []
     errors: dict[str, str] = {}

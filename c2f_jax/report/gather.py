@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from c2f_jax import storage
+from c2f_jax.console import warn
 from c2f_jax.data import pipeline
 from c2f_jax.data.sources import Source, Splits
 from c2f_jax.errors import UserError
@@ -26,6 +27,7 @@ from c2f_jax.models.two_looks import log_probabilities
 from c2f_jax.runs import parallel
 from c2f_jax.runs.build import load_splits, raw_images
 from c2f_jax.runs.held_out import check_test_part
+from c2f_jax.runs.workdir import read_config, resolved
 from c2f_jax.runs.writers import track
 from c2f_jax.training import steps
 from c2f_jax.training.losses import Task
@@ -87,7 +89,7 @@ def gather(workdir: Path, config: Any) -> Gathered:
         UserError: if there is no run or no checkpoint.
     """
     model = model_of_run(workdir, config)
-    results, log = _read_results(workdir / "results.json"), read_log(workdir / "metrics.jsonl")
+    results, log = read_results(workdir), read_log(workdir / "metrics.jsonl")
     notes: list[str] = []
     splits: Splits | None = None
     outcomes: Outcomes | None = None
@@ -96,8 +98,11 @@ def gather(workdir: Path, config: Any) -> Gathered:
         splits = load_splits(config)
         notes += [note] if (note := check_test_part(workdir, config, splits)) else []
     except UserError as error:
+        if resolved(config.dataset.path) != resolved(read_config(workdir).dataset.path):
+            raise  # who names another place wants to see those photos
         splits = None
         notes.append(f"The photos cannot be had, so this report has no pictures: {error}")
+        warn(notes[-1])
     if splits is not None and len(splits.test):
         outcomes, metrics = look_at(model, splits.test, f"test part of {workdir}")
     elif splits is not None:
@@ -158,8 +163,9 @@ def in_batches(model: Model, source: Source, program: Callable[..., Any]) -> Ite
             yield {name: value[i] for name, value in found.items()}
 
 
-def _read_results(path: Path) -> dict[str, Any]:
+def read_results(workdir: Path) -> dict[str, Any]:
     """What a run's end has written; {} if it has not ended. All that is used of it has the right type."""
+    path = workdir / "results.json"
     again = "the training command once more writes it anew"
     try:
         found = json.loads(storage.read_text(path))

@@ -8,9 +8,10 @@ from c2f_jax import storage
 from c2f_jax.errors import UserError
 from c2f_jax.program import needing
 from c2f_jax.report.compare import side_by_side
-from c2f_jax.report.gather import Gathered, gather
+from c2f_jax.report.gather import Gathered, gather, read_results
 from c2f_jax.report.story import tell
-from c2f_jax.runs.workdir import read_config
+from c2f_jax.runs.checkpoint import latest_step
+from c2f_jax.runs.workdir import read_class_names, read_config
 
 FILE = "report.html"
 SUFFIXES = (".html", ".htm")
@@ -41,6 +42,10 @@ def write(workdir: Path, config: object, *, others: Sequence[Path] = (), output:
         if places.count(place) > 1:
             raise UserError(f"--compare: {other} is in this report twice; name each other run once")
     configs = [read_config(other) for other in others]  # all that can be said at once, before minutes of work
+    for other in others:
+        latest_step(other)
+        read_class_names(other)
+        read_results(other)
     storage.check_name("--output", path)
     storage.check_writable("--output" if output is not None else "--workdir", path.parent)
     if storage.is_dir(path):

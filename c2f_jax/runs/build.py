@@ -16,14 +16,13 @@ from c2f_jax.data.sources import Balanced, Labelled, Source, Splits, load
 from c2f_jax.errors import UserError
 from c2f_jax.models.pretrained import load_pretrained
 from c2f_jax.runs import parallel, processes
-from c2f_jax.runs.checkpoint import latest_step, read_latest
-from c2f_jax.runs.checks import check, check_training
+from c2f_jax.runs.checkpoint import read_latest
+from c2f_jax.runs.checks import check, check_other_run, check_training
 from c2f_jax.runs.init_from import Start, choose, told
 from c2f_jax.runs.input_values import tell_of_other_values
 from c2f_jax.runs.methods import make_stages, make_task
-from c2f_jax.runs.workdir import read_class_names, read_config
+from c2f_jax.runs.workdir import read_class_names
 from c2f_jax.runs.writers import track
-from c2f_jax.storage import as_path
 from c2f_jax.training import losses
 from c2f_jax.training.stages import Stage, stage_of_checkpoint
 from c2f_jax.training.train_state import TrainState, averages_of, create_train_state, init_variables, switch_stage
@@ -93,16 +92,8 @@ class Run:
 
     def _from_run(self) -> Start:
         def look() -> tuple[Any, Any, tuple[str, ...]]:
-            there = as_path("config.init_from", self.config.init_from)
-            config, names = read_config(there), read_class_names(there)
-            latest_step(there)
-            if config.model.backbone != self.config.model.backbone:
-                raise UserError(
-                    f"config.init_from={there} has the backbone {config.model.backbone}, this run "
-                    f"{self.config.model.backbone}: give the same --config.model.backbone"
-                )
-            check(config)
-            return there, config, names
+            there, config = check_other_run(self.config)
+            return there, config, read_class_names(there)
 
         there, config, names = processes.together(look)
         fresh, same = jax.eval_shape(self._scratch), names == tuple(self.splits.class_names)
@@ -118,6 +109,7 @@ class Run:
         except UserError as error:
             raise UserError(f"config.init_from={there}: {error}") from error
         if processes.is_first():
+            tell_of_other_values(self.config)
             tell(told(there, step, taken, left, (len(names), len(self.splits.class_names))))
         return new
 

@@ -6,15 +6,16 @@ from typing import Any
 import jax
 
 from c2f_jax import storage
-from c2f_jax.data.sources import PUBLISHED, TFDS
+from c2f_jax.data.sources import PUBLISHED, TFDS, check_options
 from c2f_jax.data.splitting import compile_pattern
 from c2f_jax.errors import UserError
 from c2f_jax.models.backbones import output_strides, patch_of, smallest_view
-from c2f_jax.models.pretrained import locate
+from c2f_jax.models.pretrained import load_pretrained, locate
 from c2f_jax.runs import event_files, fields, parallel, recipe
 from c2f_jax.runs.checkpoint import latest_step
 from c2f_jax.runs.methods import make_task, no_step, stage_lengths
 from c2f_jax.runs.workdir import read_config
+from c2f_jax.training.train_state import init_variables
 
 
 def check(config: Any) -> None:
@@ -62,6 +63,11 @@ def check_training(config: Any) -> None:
     """Raises UserError for values that nobody could train with on these devices."""
     fields.check(config)
     check(config)
+    data = config.dataset
+    check_options(
+        data.name,
+        **{name: data[name] for name in ("path", "train_size", "test_size", "group_by", "fields")},
+    )
     augment, stages, optimizer, train = config.augment, config.stages, config.optimizer, config.train
     if train.tensorboard:
         event_files.check()
@@ -105,6 +111,17 @@ def check_training(config: Any) -> None:
                 f"{length}, which would never reach its learning rate; "
                 f"try --config.optimizer.warmup_epochs={length / 10:g}"
             )
+    if teaches and not (config.model.pretrained or config.init_from or stages.fine_epochs):
+        raise UserError(
+            f"region.teach={config.region.teach} teaches nothing: new weights can tell no places in the coarse stage, "
+            "and there is no other; give --config.model.pretrained or --config.stages.fine_epochs, or set "
+            "--config.region.teach=0.0"
+        )
+    if teaches and config.region.box_gradient == "mapping" and not optimizer.region_factor:
+        raise UserError(
+            "optimizer.region_factor=0.0 with region.box_gradient=mapping leaves region.teach nothing to teach: take a "
+            "factor above 0, or set --config.region.teach=0.0"
+        )
     parallel.check_batch_size("train.batch_size", train.batch_size)
     parallel.check_model_axis(config.parallel.model, backend=config.parallel.backend)
     recipe.check_frozen(optimizer.freeze, make_task(config, num_classes=2, axis_name=None))
@@ -125,15 +142,37 @@ def check_beginning(config: Any, workdir: Path) -> None:
     if storage.is_dir(workdir / "checkpoints"):  # which goes on
         return
     if config.init_from:
-        there = storage.as_path("config.init_from", config.init_from)
-        read_config(there)
-        latest_step(there)
+        check_other_run(config)
     elif config.model.pretrained and not (config.model.pretrained.startswith("hf://") and _quickly_told(config)):
         locate(config.model.pretrained)
+        _check_weights(config)
+
+
+def check_other_run(config: Any) -> tuple[Path, Any]:
+    """The folder and config of the run that `config.init_from` names; raises UserError unless it can be begun from."""
+    there = storage.as_path("config.init_from", config.init_from)
+    other = read_config(there)
+    latest_step(there)
+    if other.model.backbone != config.model.backbone:
+        raise UserError(
+            f"config.init_from={there} has the backbone {other.model.backbone}, this run {config.model.backbone}: give "
+            f"--config.model.backbone={other.model.backbone}"
+        )
+    check(other)
+    return there, other
+
+
+def _check_weights(config: Any) -> None:
+    """Raises UserError unless the published weights are the backbone's."""
+    network = make_task(config, num_classes=2, axis_name=None)
+    model = jax.eval_shape(lambda: init_variables(jax.random.key(0), network))
+    statistics = model["batch_stats"].get("coarse", {}).get("backbone", {})
+    variables = {"params": model["params"]["backbone"], "batch_stats": statistics}
+    load_pretrained(config.model.pretrained, config.model.backbone, variables)
 
 
 def _quickly_told(config: Any) -> bool:
     """Whether data that are not as they should be are told at once: before weights are fetched for nothing."""
     path = config.dataset.path
-    made_ready = config.dataset.name in PUBLISHED or config.dataset.name.startswith(TFDS)
+    made_ready = config.dataset.name in (*PUBLISHED, "deep_pcb") or config.dataset.name.startswith(TFDS)
     return not made_ready or bool(path and not storage.exists(storage.as_path("dataset.path", path, remote=False)))

@@ -58,8 +58,12 @@ def _of_run(workdir: Any) -> Values:
 
 def tell_of_other_values(config: Any) -> None:
     """Says so where the config gives the input another mean or deviation than its weights were trained with."""
-    expected = input_values(config.model.pretrained, config.model.backbone)
-    if expected is None:
+    source = config.init_from or config.model.pretrained
+    if config.init_from:
+        expected: Values | None = _of_run(storage.as_path("config.init_from", config.init_from))
+    else:
+        expected = input_values(config.model.pretrained, config.model.backbone)
+    if expected is None or None in expected:
         return
     given = Values(*(tuple(config.augment[name] or there) for name, there in expected._asdict().items()))
     if (
@@ -68,6 +72,6 @@ def tell_of_other_values(config: Any) -> None:
     ):
         flags = " ".join(f"--config.augment.{name}='{there}'" for name, there in expected._asdict().items())
         warn(
-            f"augment.mean={given.mean} and augment.std={given.std} are not what {config.model.pretrained} was trained "
+            f"augment.mean={given.mean} and augment.std={given.std} are not what {source} was trained "
             f"with, which is {flags}"
         )

@@ -77,18 +77,20 @@ def train_and_evaluate(
     workdir = storage.as_path("workdir", os.fspath(workdir))
     processes.together(lambda: check_beginning(config, workdir))
     config = processes.together(lambda: with_input_values(config, workdir))
-    run = processes.together(lambda: build(config))
-    names = run.splits.class_names
-    if config.train.tensorboard:
-        check_place(workdir)
-    processes.check_same("config", essential(config))
-    processes.check_same("data set", [names, len(run.splits.train), len(run.splits.validation), len(run.splits.test)])
-    # Before anything is written: what cannot be gone on with, or weights that cannot be had, leave no workdir behind.
-    processes.by_first(lambda: check_workdir(workdir, config, names))
-    begun = processes.told_by_first(lambda: "begun" if storage.is_dir(workdir / "checkpoints") else "")
-    fresh = [] if begun else [run.create_state()]
     with ExitStack() as leaving:
+        # What needs no data comes before them: they may take hours to make ready.
+        if config.train.tensorboard:
+            check_place(workdir)
+        processes.by_first(lambda: check_workdir(workdir, config))
         still_ours = processes.by_first(lambda: leaving.enter_context(locked(workdir)))
+        run = processes.together(lambda: build(config))
+        names = run.splits.class_names
+        processes.check_same("config", essential(config))
+        processes.check_same("data set", [names, *map(len, (run.splits.train, run.splits.validation, run.splits.test))])
+        # Before anything is claimed: what cannot be gone on with, or weights that cannot be had, leave no run behind.
+        processes.by_first(lambda: check_workdir(workdir, config, names))
+        begun = processes.told_by_first(lambda: "begun" if storage.is_dir(workdir / "checkpoints") else "")
+        fresh = [] if begun else [run.create_state()]
         _check_shared(workdir)
         notes = processes.by_first(lambda: claim_workdir(workdir, config, names)) or ()
         if not begun:

@@ -121,10 +121,15 @@ def _is_run(workdir: Path) -> bool:
     return False
 
 
-def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
+def check_workdir(workdir: Path, config: Any, class_names: Sequence[str] | None = None) -> tuple[str, ...]:
     """What differs from the run in `workdir` without changing its result, a line each; writes nothing.
 
     A run that has recorded nothing yet is no hindrance: its place can be taken.
+
+    Args:
+        workdir: the run's folder, or what is to be it.
+        config: what would be trained there.
+        class_names: over which classes; None where that is not known yet.
 
     Raises:
         UserError: if it holds another config, the same config over other classes, or things no run has put there.
@@ -133,7 +138,7 @@ def check_workdir(workdir: Path, config: Any, class_names: Sequence[str]) -> tup
         return _checked(workdir, config, class_names)
 
 
-def _checked(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[str, ...]:
+def _checked(workdir: Path, config: Any, class_names: Sequence[str] | None) -> tuple[str, ...]:
     if not storage.exists(workdir / "config.json"):
         if set(storage.names(workdir)) - UNCLAIMED or storage.is_file(workdir):
             raise UserError(f"{workdir} exists and is not a run of this program: choose another --workdir")
@@ -155,7 +160,8 @@ def _checked(workdir: Path, config: Any, class_names: Sequence[str]) -> tuple[st
             f"{workdir} holds a run with another config ({'; '.join(differences)}): "
             "choose another --workdir, or give the same settings to go on with it"
         )
-    check_class_names(workdir, class_names)
+    if class_names is not None:
+        check_class_names(workdir, class_names)
     _check_not_emptied(workdir, old_fields["train.checkpoint_every_steps"])
     return tuple(notes)
 
@@ -211,9 +217,10 @@ def check_reading(workdir: Path, config: Any) -> None:
             if config.augment[name] is None and known is not None:
                 config.augment[name] = tuple(known)
     given = _fields(_as_stored(config))
-    differences = [
-        f"{name}={given[name]}, made with {there[name]}" for name in fields.MADE_FOR if given[name] != there[name]
-    ]
+    different = [name for name in fields.MADE_FOR if given[name] != there[name]]
+    average = "train.ema_decay"  # whether there is one: it answers, and the weights and threshold are fitted to it
+    different += [average] if (given[average] > 0) != (there[average] > 0) else []
+    differences = [f"{name}={given[name]}, made with {there[name]}" for name in different]
     if differences:
         raise UserError(
             f"the checkpoint in {workdir} was not made for {'; '.join(differences)}: leave that out, "

@@ -274,8 +274,10 @@ def test_options_that_do_not_fit(tmp_path, read):
         load("paper_birds", path=str(tmp_path), **options)
 
 
-def test_a_cache_that_cannot_be_written(tmp_path, read):
+def test_a_cache_that_cannot_be_written(tmp_path, read, monkeypatch):
+    """It is told before the photos are decoded, whose verdicts would be lost."""
     root = tree(tmp_path / "photos", {"owl": 3, "wren": 3})
     (tmp_path / "cache").write_text("a file in its place")
+    monkeypatch.setattr(checking, "_decode", lambda *_: pytest.fail("photos were decoded"))
     with pytest.raises(UserError, match="dataset.cache_dir"):
         read(root)

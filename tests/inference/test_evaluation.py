@@ -83,7 +83,7 @@ def test_all_of_a_tree_is_measured(finished, tree, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err and output.read_bytes() == before
 
 
-def test_a_table_with_boxes(finished, birds, tree, tmp_path):
+def test_a_table_with_boxes(finished, birds, tree, tmp_path, capsys):
     workdir, results = finished
     lines = ["path,label,xmin,ymin,xmax,ymax"]
     paths = {int(path.stem): path for path in tree.rglob("*.png")}
@@ -96,6 +96,10 @@ def test_a_table_with_boxes(finished, birds, tree, tmp_path):
     same(found, results)
     assert found["box/mean_iou"] == pytest.approx(results["box/mean_iou"], abs=1e-4)
     assert (tmp_path / "e.json").exists() and (tmp_path / "e.csv").exists()
+    assert "have no box" not in capsys.readouterr().out
+    table.write_text("\n".join([*lines[:5], f"{lines[5].rsplit(',', 4)[0]},,,,"]) + "\n")
+    found = evaluate_photos(load_model(workdir), table, tmp_path / "some")
+    assert "1 of 5 images have no box" in capsys.readouterr().out and "box/mean_iou" not in found
 
 
 def test_unreadable_files_and_unknown_classes(finished, tree, tmp_path, capsys):

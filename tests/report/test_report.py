@@ -17,7 +17,7 @@ from c2f_jax.evaluation.intervals import Judged, bootstrap
 from c2f_jax.evaluation.outcomes import Outcomes, difference, right
 from c2f_jax.report import story
 from c2f_jax.report.gather import gather
-from c2f_jax.report.page import render
+from c2f_jax.report.page import render, write
 from c2f_jax.report.story import ROWS
 from c2f_jax.runs.loop import train_and_evaluate
 from c2f_jax.runs.workdir import read_config
@@ -228,6 +228,7 @@ def test_of_other_methods(tmp_path, method):
         (["--mode=report", "--workdir=nowhere"], "nowhere holds no run"),
         (["--mode=report", "--workdir={run}", "--compare", "nowhere"], "nowhere holds no run"),
         (["--mode=report", "--workdir={run}", "--compare", "{run}/."], "is in this report twice"),
+        (["--mode=report", "--workdir={run}", "--config.dataset.path=typo"], "dataset.path is for photos"),
         (["--mode=report", "--workdir={run}", f"--output={'x' * 250}.html"], "name too long, 255 bytes"),
         (["--mode=report", "--workdir={run}", "--output={run}/results.json"], "exists and is no report"),
         (["--mode=report", "--workdir={run}", "--output=/dev/null"], "exists and is no report"),
@@ -251,6 +252,14 @@ def test_settings_are_those_of_the_run(seen):
     text = render(seen)
     for name, value in json.loads(read_config(seen.workdir).to_json())["optimizer"].items():
         assert f"<dt>{name}</dt><dd><code>{json.dumps(value)}</code></dd>".replace('"', "&#34;") in text
+
+
+def test_another_run_that_cannot_be_set_beside_is_told_before_the_first_is_measured(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    monkeypatch.setattr("c2f_jax.report.page.gather", lambda *_: pytest.fail("a run was measured"))
+    with pytest.raises(UserError, match="no checkpoint"):
+        write(finished[0], read_config(finished[0]), others=[tmp_path / "run"], output=tmp_path / "report.html")
 
 
 @pytest.mark.parametrize("broken", ["[1]", "{", '{"seconds": null}', '{"intervals": 3}', '{"gate": {"test": [{}]}}'])

@@ -144,6 +144,8 @@ def test_features_beyond_the_room_are_asked_for_again():
     [
         ({"region__side": 0.0}, r"region.side=0\.4, or set --config.region.teach=0\.0"),
         ({"region__box_gradient": "none"}, "mapping or all"),
+        ({"region__box_gradient": "mapping", "optimizer__region_factor": 0.0}, "leaves region.teach nothing to teach"),
+        ({"stages__fine_epochs": 0.0}, "new weights can tell no places in the coarse stage"),
         ({"model__backbone": "vit_small_patch16"}, "views of one size only"),
         ({"augment__mixup": 0.2}, "two photos in one"),
     ],

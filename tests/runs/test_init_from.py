@@ -9,6 +9,8 @@ import pytest
 
 from c2f_jax import cli
 from c2f_jax.errors import UserError
+from c2f_jax.models.pretrained import save_weights
+from c2f_jax.runs import loop
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read, read_latest
 from c2f_jax.runs.loop import train_and_evaluate
@@ -135,9 +137,20 @@ def test_a_broken_run_whose_last_parameters_are_no_numbers(source, tmp_path, cap
         (None, {"model__backbone": "resnet18"}, "has the backbone resnet10_small, this run resnet18"),
     ],
 )
-def test_runs_that_cannot_be_begun_from(source, path, overrides, words, tmp_path):
+def test_runs_that_cannot_be_begun_from(source, path, overrides, words, tmp_path, monkeypatch):
     config = tiny_config(init_from=str(source[0]) if path is None else path, **overrides)
+    monkeypatch.setattr(loop, "build", lambda config: pytest.fail("data were asked for"))
     with pytest.raises(UserError, match=words):
+        train_and_evaluate(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_of_another_backbone_are_told_before_data_are_asked_for(source, tmp_path, monkeypatch):
+    model = source[1]
+    save_weights(tmp_path / "w.safetensors", model.params, model.batch_stats)
+    config = tiny_config(model__backbone="resnet18", model__pretrained=str(tmp_path / "w.safetensors"))
+    monkeypatch.setattr(loop, "build", lambda config: pytest.fail("data were asked for"))
+    with pytest.raises(UserError, match="are not those of resnet18"):
         train_and_evaluate(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

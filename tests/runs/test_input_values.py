@@ -88,6 +88,19 @@ def test_another_run_s_go_first(tmp_path):
     assert values(config) == ((9.0, 9.0, 9.0), (8.0, 8.0, 8.0))
 
 
+def test_who_says_otherwise_than_another_run_is_told(tmp_path, capsys):
+    there = tiny_config(augment__mean=(9.0, 9.0, 9.0), augment__std=(8.0, 8.0, 8.0))
+    (tmp_path / "config.json").write_text(there.to_json())
+    config = beginning_with("", "resnet10_small", mean=(127.5,) * 3)
+    config.init_from = str(tmp_path)
+    tell_of_other_values(config)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert str(tmp_path) in "".join(said.split()) and "--config.augment.mean='(9.0, 9.0, 9.0)'" in said
+    config.augment.mean = (9.0, 9.0, 9.0)
+    tell_of_other_values(config)
+    assert "".join(capsys.readouterr()) == ""
+
+
 def test_who_says_otherwise_is_told_what_to_give(capsys):
     source = "hf://timm/convnext_tiny.fb_in22k"
     tell_of_other_values(beginning_with(source, "convnext_tiny", mean=(127.5,) * 3, std=(127.5,) * 3))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from c2f_jax import cli
 from c2f_jax.data.paper_birds import PaperBirds
 from c2f_jax.errors import UserError
 from c2f_jax.inference import load_model
-from c2f_jax.runs import checkpoint, parallel
+from c2f_jax.runs import checkpoint, loop, parallel
 from c2f_jax.runs.build import build
 from c2f_jax.runs.checkpoint import Checkpoints, latest_step, read
 from c2f_jax.runs.evaluation import evaluate_checkpoint
@@ -209,6 +210,38 @@ def test_a_lock_leaves_no_folder_that_is_nobodys(tmp_path):
     with locked(tmp_path / "mine"):
         pass
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        ("another run", "seed: 7 there, 0 now"),
+        ("strangers", "is not a run"),
+        ("below a file", "cannot be written to"),
+        ("being trained", "being trained by another process"),
+    ],
+)
+def test_a_workdir_that_cannot_be_used_is_told_before_data_are_asked_for(tmp_path, monkeypatch, case, line):
+    """They may take hours to make ready."""
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(loop, "build", lambda config: pytest.fail("data were asked for"))
+    with ExitStack() as leaving:
+        if case == "another run":
+            workdir.mkdir()
+            claim_workdir(workdir, tiny_config(seed=7), ["a", "b"])
+            (workdir / "metrics.jsonl").write_text("{}\n")
+        elif case == "strangers":
+            workdir.mkdir()
+            (workdir / "thesis.tex").write_text("")
+        elif case == "below a file":
+            workdir.write_text("")
+            workdir = workdir / "below"
+        else:
+            leaving.enter_context(locked(workdir))
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UserError, match=line):
+            train_and_evaluate(tiny_config(), workdir)
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_cannot_change_the_result_may_differ(finished, tmp_path, monkeypatch, capsys):
