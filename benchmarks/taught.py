@@ -101,8 +101,7 @@ SUBJECTS = {
         deep_pcb.get_config,
         {
             "taught": {},
-            "untaught": UNTAUGHT,
-            # Trained for as long as the taught row and its table take.
+            # Trained for nearly as long as the taught row and its table take.
             "one_look": {**ONE_BOARD, "stages.coarse_epochs": 5.5},
             ORACLE: UNTAUGHT,
         },
@@ -127,7 +126,7 @@ SUBJECTS = {
             # The same work divided otherwise between the two looks.
             "larger_first": {"model.view_size": 144, "region.view_size": 104},
             "untaught": UNTAUGHT,
-            # For as long as the taught row and its table take.
+            # For nearly as long as the taught row and its table take.
             "untaught_longer": {**UNTAUGHT, "stages.coarse_epochs": 3.0, "stages.fine_epochs": 19.0},
             "one_look": {
                 **UNTAUGHT,

@@ -79,19 +79,19 @@ def train_and_evaluate(
     config = processes.together(lambda: with_input_values(config, workdir))
     with ExitStack() as leaving:
         # What needs no data comes before them: they may take hours to make ready.
+        processes.check_same("config", essential(config))
         if config.train.tensorboard:
             check_place(workdir)
         processes.by_first(lambda: check_workdir(workdir, config))
         still_ours = processes.by_first(lambda: leaving.enter_context(locked(workdir)))
+        _check_shared(workdir)
         run = processes.together(lambda: build(config))
         names = run.splits.class_names
-        processes.check_same("config", essential(config))
         processes.check_same("data set", [names, *map(len, (run.splits.train, run.splits.validation, run.splits.test))])
         # Before anything is claimed: what cannot be gone on with, or weights that cannot be had, leave no run behind.
         processes.by_first(lambda: check_workdir(workdir, config, names))
         begun = processes.told_by_first(lambda: "begun" if storage.is_dir(workdir / "checkpoints") else "")
         fresh = [] if begun else [run.create_state()]
-        _check_shared(workdir)
         notes = processes.by_first(lambda: claim_workdir(workdir, config, names)) or ()
         if not begun:
             processes.by_first(lambda: remember_parts(workdir, run.splits, run.photos))
