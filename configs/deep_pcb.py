@@ -5,8 +5,9 @@ python launch.py --config configs/deep_pcb.py --config.dataset.path=DIR       # 
 
 The second look is a square of a quarter of the board's side, in most of its resolution; where it lies the first look
 learns by a table that the labels make, then by second looks at several places (docs/method.md). Of the test boards 73 %
-after 21 minutes on two CPU cores (72.8 ± 0.8, three seeds), 79 % after 35 with --config.stages.coarse_epochs=6
---config.stages.fine_epochs=4; docs/findings.md has what one larger look of the same cost does.
+after 21 minutes on two CPU cores (72.8 ± 0.8, three seeds), 79 % after 36 with --config.stages.coarse_epochs=6
+--config.stages.fine_epochs=4 (78.6 at both of two seeds); docs/findings.md has what one larger look of the same cost
+does, which hangs on its seed.
 """
 
 import ml_collections

@@ -13,8 +13,8 @@ long photos, --config.augment.keep_aspect=False squeezes the photo into that squ
 takes all.
 
 The second look is a square of 0.4 of that square's side, where labels and second looks have taught it to lie: as for
-birds, where that gives 1.6 points more than the attention's own peak after as many epochs (after as many minutes 1.0,
-not told apart), and for defects of a twentieth of the side, which are found by it (configs/deep_pcb.py;
+birds, where that gives 1.6 points more than the attention's own peak after as many epochs (after nearly as many minutes
+1.0, not told apart), and for defects of a twentieth of the side, which are found by it (configs/deep_pcb.py;
 docs/findings.md). For what is as small, --config.region.side=0.25. A box as large as the attention is wide, which
 nothing teaches, has configs/cub50_lite0.py.
 """
