@@ -193,12 +193,15 @@ def test_any_number_of_classes_and_images(seen, count, classes):
     assert ("7700 more are left out" in text) == (classes == 8000)
 
 
-def test_without_photos_and_before_the_end(seen, finished):
+def test_without_photos_and_before_the_end(seen, finished, tmp_path, capsys):
     """The data set is gone, and the run has not ended: figures of the log, and why there are no pictures."""
-    workdir, _ = finished
-    config = read_config(workdir)
-    config.dataset.name, config.dataset.path = "folder", "/nowhere"
-    found = gather(workdir, config)
+    shutil.copytree(finished[0], tmp_path / "run")
+    config = read_config(finished[0])
+    with config.ignore_type():
+        config.dataset.update({"name": "folder", "path": "/nowhere", "train_size": None, "test_size": None})
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    found = gather(tmp_path / "run", config)
+    assert "so this report has no pictures: " in " ".join("".join(capsys.readouterr()).split())
     assert found.outcomes is None and found.metrics["fused/loss"] > 0
     said = "".join(check(render(found, [seen])).text)
     assert "so this report has no pictures: " in said and "/nowhere" in said and "Worst" not in said
