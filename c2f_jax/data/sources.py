@@ -281,9 +281,10 @@ def _fields(name: str, text: str) -> dict[str, str]:
         what, equals, called = (word.strip() for word in item.partition("="))
         empty = not called and what not in ("box", "validation")
         if what not in known or not equals or what in found or empty:
+            shown = item if len(item) <= 60 else f"{item[:57]}..."
             raise UserError(
-                f"dataset.fields: {item!r} is not one of {', '.join(f'{word}=...' for word in known)}, each once, with "
-                "commas between"
+                f"dataset.fields: {shown!r} is not one of {', '.join(f'{word}=...' for word in known)}, each once, "
+                "with commas between"
             )
         found[what] = called
     if found and name not in PUBLISHED and not name.startswith(TFDS):
