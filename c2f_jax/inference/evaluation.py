@@ -94,9 +94,6 @@ def evaluate_photos(
         tell(note)
     if skipped:
         tell(f"left out, of classes that the run does not know: {_counted(skipped)}")
-    boxless = sum(item.box is None for item in items)
-    if 0 < boxless < len(items):
-        tell(f"{boxless} of {len(items)} images have no box: boxes are not used")
     views, gated = model.views_by(fast=fast), gate is not None
     rows: list[list[str]] = []
     errors: dict[str, str] = {}
@@ -106,6 +103,8 @@ def evaluate_photos(
     if fast or gated:
         looked = _by_answers(model, found.root, items, fast=fast, gate=gate)
     else:
+        if 0 < (boxless := sum(item.box is None for item in items)) < len(items):
+            tell(f"{boxless} of {len(items)} images have no box: boxes are not used")
         looked = _by_both_looks(model, place, found.root, items, sums)
     for item, (error, values) in zip(track(items, total=len(items), what="evaluate"), looked, strict=True):
         rows.append(row(item, error, values, views, model.class_names, threshold, looks=gated))

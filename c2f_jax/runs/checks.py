@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from c2f_jax import storage
 from c2f_jax.data.sources import PUBLISHED, TFDS, check_options
@@ -15,7 +16,6 @@ from c2f_jax.runs import event_files, fields, parallel, recipe
 from c2f_jax.runs.checkpoint import latest_step
 from c2f_jax.runs.methods import make_task, no_step, stage_lengths
 from c2f_jax.runs.workdir import read_config
-from c2f_jax.training.train_state import init_variables
 
 
 def check(config: Any) -> None:
@@ -63,11 +63,8 @@ def check_training(config: Any) -> None:
     """Raises UserError for values that nobody could train with on these devices."""
     fields.check(config)
     check(config)
-    data = config.dataset
-    check_options(
-        data.name,
-        **{name: data[name] for name in ("path", "train_size", "test_size", "group_by", "fields")},
-    )
+    options = ("path", "train_size", "test_size", "group_by", "fields")
+    check_options(config.dataset.name, **{name: config.dataset[name] for name in options})
     augment, stages, optimizer, train = config.augment, config.stages, config.optimizer, config.train
     if train.tensorboard:
         event_files.check()
@@ -164,10 +161,9 @@ def check_other_run(config: Any) -> tuple[Path, Any]:
 
 def _check_weights(config: Any) -> None:
     """Raises UserError unless the published weights are the backbone's."""
-    network = make_task(config, num_classes=2, axis_name=None)
-    model = jax.eval_shape(lambda: init_variables(jax.random.key(0), network))
-    statistics = model["batch_stats"].get("coarse", {}).get("backbone", {})
-    variables = {"params": model["params"]["backbone"], "batch_stats": statistics}
+    network: Any = make_task(config, num_classes=2, axis_name=None).network
+    view = jax.ShapeDtypeStruct((1, config.model.view_size, config.model.view_size, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: network.backbone.init(jax.random.key(0), x, train=False), view)
     load_pretrained(config.model.pretrained, config.model.backbone, variables)
 
 

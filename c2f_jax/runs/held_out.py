@@ -24,33 +24,25 @@ def remember_parts(workdir: Path, splits: Splits, training: str | None) -> None:
 
 def other_training_part(workdir: Path, training: str | None) -> bool:
     """Whether a run that goes on began with other training photos; False where nobody knows."""
-    try:
-        stored = json.loads(storage.read_text(workdir / FILE))
-    except (OSError, ValueError):
-        return False
-    before = stored.get("training") if isinstance(stored, dict) else None
+    before = _stored(workdir).get("training")
     return None not in (before, training) and before != training
 
 
 def changed_parts(workdir: Path, splits: Splits, training: str | None) -> str:
     """A line if a run that goes on would be tested or trained on other photos than it began with, or "" if nobody
     knows."""
-    of = _told(splits)
-    try:
-        stored = json.loads(storage.read_text(workdir / FILE))
-    except (OSError, ValueError):
+    of, stored = _told(splits), _stored(workdir)
+    if of is None or not stored:
         return ""
-    if of is None or not isinstance(stored, dict):
-        return ""
-    if not _differ(stored, of):
-        if other_training_part(workdir, training):
-            return "the training photos have changed since this run began: it goes on with those that are there now"
-        return ""
-    return (
-        f"the photos have changed since this run began: its test part is of {of['images']} images now, of "
-        f"{stored.get('images')} then, and some may have been trained on, so that figures may flatter; give a new "
-        "--workdir, or the photos as they were"
-    )
+    if _differ(stored, of):
+        return (
+            f"the photos have changed since this run began: its test part is of {of['images']} images now, of "
+            f"{stored.get('images')} then, and some may have been trained on, so that figures may flatter; give a new "
+            "--workdir, or the photos as they were"
+        )
+    if other_training_part(workdir, training):
+        return "the training photos have changed since this run began: it goes on with those that are there now"
+    return ""
 
 
 def check_test_part(workdir: Path, config: Any, splits: Splits) -> str:
@@ -94,6 +86,15 @@ def check_test_part(workdir: Path, config: Any, splits: Splits) -> str:
             f"here): split anew, trained ones would be among them; {remedy}"
         )
     return ""
+
+
+def _stored(workdir: Path) -> dict[str, Any]:
+    """What the file holds; {} where it holds nothing that can be read."""
+    try:
+        stored = json.loads(storage.read_text(workdir / FILE))
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _differ(stored: dict[str, Any], of: dict[str, Any]) -> bool:
